@@ -1,0 +1,56 @@
+package arrows
+
+// A room is a folder with everything below it, unless a longer entry of this table claims a part. The table is the one in
+// docs/architecture.md; change both together.
+var rooms = []struct {
+	room   string
+	may    []string // rooms of ours; "x/..." is x and all below it
+	reason string   // why nothing else
+}{
+	{"cmd/vdbridge", []string{"bridge", "client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/..."},
+		"the command line is the top of the tree: it joins rooms, and nothing but test/ is closed to it"},
+	{"bridge", []string{"client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/..."},
+		"the bridge is used by the command line; if it imported cmd it could not be used by anything else"},
+	{"client", []string{"smb/..."},
+		"the SMB client knows files, not disks: rsvd and vhdx stand on it through interfaces of their own, so that it serves plain files as well"},
+	{"rsvd", []string{"smb/tunnel", "smb/ntstatus", "smb/wire", "scsi"},
+		"rsvd knows SMB only by the few file operations that it declares, so that it runs over any open, also a test's; and scsi/lu is the target's side, not the initiator's"},
+	{"nbd", nil,
+		"the NBD server knows a disk by the interface that it declares; with an import of ours it would serve only our disks"},
+	{"fusefs", nil,
+		"the FUSE front end knows a disk by the interface that it declares; with an import of ours it would show only our disks"},
+	{"server", []string{"smb/..."},
+		"the file server knows virtual disks through server.DiskService only; it must neither know VHDX or SCSI nor be written from the client's code"},
+	{"server/svhdx", []string{"server", "smb/...", "scsi", "scsi/lu", "vhdx/..."},
+		"the RSVD server role is written from the specification, not from the client's code, or both would share a misreading"},
+	{"smb/wire", nil,
+		"codecs are bytes in, values out; a codec that imports a room can no longer be tested and fuzzed with byte slices alone"},
+	{"smb/ntstatus", nil, "status codes are a leaf for everyone"},
+	{"smb/fscc", []string{"smb/wire", "smb/ntstatus"}, "a codec: bytes in, values out"},
+	{"smb/auth", []string{"smb/ntstatus"}, "tokens in, tokens and a session key out; it knows no message and no connection"},
+	{"smb/crypt", []string{"smb/wire"}, "it signs and seals bytes; it knows no connection, so that keys and vectors can be tested alone"},
+	{"smb/transport", nil, "it carries messages without reading them; SMB Direct will stand beside TCP here"},
+	{"smb/tunnel", []string{"smb/wire", "smb/ntstatus"}, "client and server both say these structures, so they belong to neither"},
+	{"smb/pcap", nil, "it writes what it is given; knowing the protocol is the dissector's work"},
+	{"scsi", nil, "CDBs, sense and pages are a codec for both ends"},
+	{"scsi/lu", []string{"scsi"}, "the logical unit knows a disk by the interface that it declares, and nothing of SMB: iSCSI will stand on it too"},
+	{"vhdx", nil, "the format stands on any backing file, local or remote, by an interface of its own"},
+	{"test", []string{"..."}, ""},
+}
+
+// foreign says which modules of others a room may import in what we ship. Rooms that are not named, and modules that are not named, may not.
+// golang.org/x/sys and golang.org/x/sync are open to everyone.
+var foreign = map[string][]string{
+	"cmd/vdbridge": {"github.com/urfave/cli/v2", "golang.org/x/term"},
+	"fusefs":       {"github.com/hanwen/go-fuse/v2"},
+	"nbd":          {"github.com/pojntfx/go-nbd"},
+	"smb/auth":     {"golang.org/x/crypto"},
+}
+
+// sleepers are the files of tests that may call time.Sleep, with the reason why there is nothing to wait for instead.
+var sleepers = map[string]string{
+	"test/leak/leak.go": "the runtime has no event for the end of a goroutine, so it is asked again and again",
+}
+
+// maxLines is when a file no longer fits in the head.
+const maxLines = 700
