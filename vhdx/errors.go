@@ -1,0 +1,49 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that say what is wrong with a call or a file. Compare with [errors.Is].
+var (
+	// ErrNotVHDX: the file does not begin with the signature of a VHDX image.
+	ErrNotVHDX = errors.New("not a VHDX image")
+	// ErrUnsupported: the image is well formed but needs something that this package does not do; the message says what.
+	ErrUnsupported = errors.New("not supported")
+	// ErrDifferencing: the image is a differencing disk. It is also an ErrUnsupported.
+	ErrDifferencing = fmt.Errorf("differencing image (a disk with a parent): %w yet; merge it into its parent, or convert it to a dynamic image, first", ErrUnsupported)
+	// ErrReadOnly: a change was asked of a disk that was opened read-only.
+	ErrReadOnly = errors.New("the disk is opened read-only")
+	// ErrClosed: the disk was closed.
+	ErrClosed = errors.New("the disk is closed")
+	// ErrRange: offset or length is outside the disk, or not a multiple of the logical sector size.
+	ErrRange = errors.New("request outside the disk or not aligned to its sectors")
+	// ErrInUse: another program has the file open.
+	ErrInUse = errors.New("the image is in use by another program")
+	// ErrCorrupt: every *CorruptError is one.
+	ErrCorrupt = errors.New("corrupt VHDX image")
+	// ErrNotEmpty: an image was to be created over a file that is not empty.
+	ErrNotEmpty = errors.New("the file is not empty")
+)
+
+// A CorruptError says which structure of an image is damaged, and where. It is an [ErrCorrupt].
+type CorruptError struct {
+	Structure string // "header", "region table", "metadata", "BAT", "log", "file"
+	Offset    int64  // byte offset in the file, -1 when there is no single place
+	Reason    string
+}
+
+func (e *CorruptError) Error() string {
+	if e.Offset < 0 {
+		return fmt.Sprintf("corrupt VHDX image: %s: %s", e.Structure, e.Reason)
+	}
+	return fmt.Sprintf("corrupt VHDX image: %s at offset %d: %s", e.Structure, e.Offset, e.Reason)
+}
+
+// Is makes every CorruptError an ErrCorrupt.
+func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }
+
+func corrupt(structure string, off int64, format string, args ...any) *CorruptError {
+	return &CorruptError{Structure: structure, Offset: off, Reason: fmt.Sprintf(format, args...)}
+}
