@@ -17,8 +17,8 @@ func ParseSetBasicInfo(b []byte) (BasicInfo, error) {
 	if len(b) < 36 {
 		return BasicInfo{}, srvShort("FileBasicInformation", len(b), 40)
 	}
-	return BasicInfo{Creation: Time(le.Uint64(b)), LastAccess: Time(le.Uint64(b[8:])), LastWrite: Time(le.Uint64(b[16:])),
-		Change: Time(le.Uint64(b[24:])), Attributes: le.Uint32(b[32:])}, nil
+	return BasicInfo{CreationTime: le.Uint64(b), LastAccessTime: le.Uint64(b[8:]), LastWriteTime: le.Uint64(b[16:]),
+		ChangeTime: le.Uint64(b[24:]), Attributes: le.Uint32(b[32:])}, nil
 }
 
 // ParseSetUint64 decodes FileEndOfFileInformation, FileAllocationInformation, FilePositionInformation and FileValidDataLengthInformation.
@@ -46,53 +46,53 @@ func ParseSetDisposition(b []byte) (remove bool, err error) {
 }
 
 // ParseSetRename decodes FileRenameInformation, FileLinkInformation (ex false) and FileRenameInformationEx (ex true).
-func ParseSetRename(b []byte, ex bool) (RenameInfo, error) {
+func ParseSetRename(b []byte, ex bool) (SetRename, error) {
 	const fixed = 20
 	if len(b) < fixed {
-		return RenameInfo{}, srvShort("FileRenameInformation", len(b), fixed)
+		return SetRename{}, srvShort("FileRenameInformation", len(b), fixed)
 	}
 	n := le.Uint32(b[16:])
 	if uint64(n) > uint64(len(b)-fixed) {
-		return RenameInfo{}, srvShort("FileRenameInformation", len(b), fixed+int(n))
+		return SetRename{}, srvShort("FileRenameInformation", len(b), fixed+int(n))
 	}
 	name, err := wire.DecodeUTF16(b[fixed : fixed+int(n)])
 	if err != nil {
-		return RenameInfo{}, fmt.Errorf("FileRenameInformation: %w", ntstatus.ObjectNameInvalid)
+		return SetRename{}, fmt.Errorf("FileRenameInformation: %w", ntstatus.ObjectNameInvalid)
 	}
-	r := RenameInfo{RootDirectory: le.Uint64(b[8:]), Name: name}
+	r := SetRename{RenameInfo: RenameInfo{RootDirectory: le.Uint64(b[8:]), Name: name}}
 	if ex {
 		r.Flags = le.Uint32(b)
-		r.Replace = r.Flags&RenameReplaceIfExists != 0
+		r.ReplaceIfExists = r.Flags&RenameReplaceIfExists != 0
 	} else {
-		r.Replace = b[0] != 0
+		r.ReplaceIfExists = b[0] != 0
 	}
 	return r, nil
 }
 
-// ParseZeroData decodes FILE_ZERO_DATA_INFORMATION: zero from off to beyond. [MS-FSCC] 2.3.71
-func ParseZeroData(b []byte) (off, beyond uint64, err error) {
+// ParseZeroData decodes FILE_ZERO_DATA_INFORMATION: zero from off to beyond. [MS-FSCC] 2.3.85
+func ParseZeroData(b []byte) (ZeroData, error) {
 	if len(b) < 16 {
-		return 0, 0, srvShort("FILE_ZERO_DATA_INFORMATION", len(b), 16)
+		return ZeroData{}, srvShort("FILE_ZERO_DATA_INFORMATION", len(b), 16)
 	}
-	return le.Uint64(b), le.Uint64(b[8:]), nil
+	return ZeroData{FileOffset: int64(le.Uint64(b)), BeyondFinalZero: int64(le.Uint64(b[8:]))}, nil
 }
 
-// ParseFileRange decodes one FILE_ALLOCATED_RANGE_BUFFER. [MS-FSCC] 2.3.52
-func ParseFileRange(b []byte) (FileRange, error) {
+// ParseFileRange decodes one FILE_ALLOCATED_RANGE_BUFFER. The numbers can be negative. [MS-FSCC] 2.3.51
+func ParseFileRange(b []byte) (Range, error) {
 	if len(b) < 16 {
-		return FileRange{}, srvShort("FILE_ALLOCATED_RANGE_BUFFER", len(b), 16)
+		return Range{}, srvShort("FILE_ALLOCATED_RANGE_BUFFER", len(b), 16)
 	}
-	return FileRange{Offset: le.Uint64(b), Length: le.Uint64(b[8:])}, nil
+	return Range{Offset: int64(le.Uint64(b)), Length: int64(le.Uint64(b[8:]))}, nil
 }
 
 // AppendFileRange appends one FILE_ALLOCATED_RANGE_BUFFER.
-func AppendFileRange(b []byte, r FileRange) []byte {
-	b = le.AppendUint64(b, r.Offset)
-	return le.AppendUint64(b, r.Length)
+func AppendFileRange(b []byte, r Range) []byte {
+	b = le.AppendUint64(b, uint64(r.Offset))
+	return le.AppendUint64(b, uint64(r.Length))
 }
 
-// ParseTrim decodes FSCTL_FILE_LEVEL_TRIM input. [MS-FSCC] 2.3.73
-func ParseTrim(b []byte) ([]FileRange, error) {
+// ParseTrim decodes the input of FSCTL_FILE_LEVEL_TRIM. The numbers can be negative. [MS-FSCC] 2.3.13.1
+func ParseTrim(b []byte) ([]Range, error) {
 	if len(b) < 8 {
 		return nil, srvShort("FILE_LEVEL_TRIM", len(b), 24)
 	}
@@ -100,10 +100,10 @@ func ParseTrim(b []byte) ([]FileRange, error) {
 	if uint64(n)*16 > uint64(len(b)-8) {
 		return nil, srvShort("FILE_LEVEL_TRIM", len(b), 8+16*int(min(n, 1<<20)))
 	}
-	out := make([]FileRange, n)
+	out := make([]Range, n)
 	for i := range out {
 		e := b[8+16*i:]
-		out[i] = FileRange{Offset: le.Uint64(e), Length: le.Uint64(e[8:])}
+		out[i] = Range{Offset: int64(le.Uint64(e)), Length: int64(le.Uint64(e[8:]))}
 	}
 	return out, nil
 }

@@ -1,5 +1,6 @@
-// Package fscc holds the file information structures of [MS-FSCC] that SMB carries: bytes in, values out, no I/O.
+// Package fscc holds the file and file system information structures of [MS-FSCC] that travel in QUERY_INFO, SET_INFO, QUERY_DIRECTORY
+// and IOCTL buffers: bytes in, values out, no I/O.
 //
-// The same conventions as in package wire hold: what a server sends is encoded by Append methods in *_server.go and decoded by ParseX in
-// *_client.go; what a client sends, the other way round. Both halves are written from the specification, and meet only in the types.
+// As in package wire, each direction is written from the specification by whoever needs it: *_client.go decodes what
+// servers answer and encodes what clients set, *_server.go the reverse. They meet in types.go and in the tests only.
 package fscc

@@ -22,24 +22,24 @@ func srvZero(b []byte, n int) []byte {
 	return b
 }
 
-func srvTimes(b []byte, ts ...Time) []byte {
+func srvTimes(b []byte, ts ...uint64) []byte {
 	for _, t := range ts {
-		b = le.AppendUint64(b, uint64(t))
+		b = le.AppendUint64(b, t)
 	}
 	return b
 }
 
 // Append appends 40 bytes.
 func (i *BasicInfo) Append(b []byte) []byte {
-	b = srvTimes(b, i.Creation, i.LastAccess, i.LastWrite, i.Change)
+	b = srvTimes(b, i.CreationTime, i.LastAccessTime, i.LastWriteTime, i.ChangeTime)
 	b = le.AppendUint32(b, i.Attributes)
 	return le.AppendUint32(b, 0)
 }
 
 // Append appends 24 bytes.
 func (i *StandardInfo) Append(b []byte) []byte {
-	b = le.AppendUint64(b, i.AllocationSize)
-	b = le.AppendUint64(b, i.EndOfFile)
+	b = le.AppendUint64(b, uint64(i.AllocationSize))
+	b = le.AppendUint64(b, uint64(i.EndOfFile))
 	b = le.AppendUint32(b, i.Links)
 	b = srvBool(b, i.DeletePending)
 	b = srvBool(b, i.Directory)
@@ -48,9 +48,9 @@ func (i *StandardInfo) Append(b []byte) []byte {
 
 // Append appends 56 bytes.
 func (i *NetworkOpenInfo) Append(b []byte) []byte {
-	b = srvTimes(b, i.Creation, i.LastAccess, i.LastWrite, i.Change)
-	b = le.AppendUint64(b, i.AllocationSize)
-	b = le.AppendUint64(b, i.EndOfFile)
+	b = srvTimes(b, i.CreationTime, i.LastAccessTime, i.LastWriteTime, i.ChangeTime)
+	b = le.AppendUint64(b, uint64(i.AllocationSize))
+	b = le.AppendUint64(b, uint64(i.EndOfFile))
 	b = le.AppendUint32(b, i.Attributes)
 	return le.AppendUint32(b, 0)
 }
@@ -59,10 +59,10 @@ func (i *NetworkOpenInfo) Append(b []byte) []byte {
 func (i *AllInfo) Append(b []byte) []byte {
 	b = i.Basic.Append(b)
 	b = i.Standard.Append(b)
-	b = le.AppendUint64(b, i.IndexNumber)
+	b = le.AppendUint64(b, i.FileID)
 	b = le.AppendUint32(b, i.EASize)
 	b = le.AppendUint32(b, i.AccessFlags)
-	b = le.AppendUint64(b, i.Position)
+	b = le.AppendUint64(b, uint64(i.Position))
 	b = le.AppendUint32(b, i.Mode)
 	b = le.AppendUint32(b, i.Alignment)
 	return AppendName(b, i.Name)
@@ -83,8 +83,8 @@ func AppendStreams(b []byte, streams []StreamInfo) []byte {
 		at := len(b)
 		b = le.AppendUint32(b, 0)
 		b = le.AppendUint32(b, uint32(wire.UTF16Len(s.Name)))
-		b = le.AppendUint64(b, s.Size)
-		b = le.AppendUint64(b, s.AllocationSize)
+		b = le.AppendUint64(b, uint64(s.Size))
+		b = le.AppendUint64(b, uint64(s.AllocationSize))
 		b = wire.AppendUTF16(b, s.Name)
 		if i < len(streams)-1 {
 			b = srvZero(b, -(len(b)-at)&7)
@@ -105,9 +105,9 @@ func dirFixed(class uint8) int {
 		return 94
 	case FileNamesInformation:
 		return 12
-	case FileIDBothDirectoryInformation:
+	case FileIdBothDirectoryInformation:
 		return 104
-	case FileIDFullDirectoryInformation:
+	case FileIdFullDirectoryInformation:
 		return 80
 	}
 	return 0
@@ -128,16 +128,16 @@ func AppendDirEntry(b []byte, class uint8, e *DirEntry) []byte {
 		b = le.AppendUint32(b, nameLen)
 		return wire.AppendUTF16(b, e.Name)
 	}
-	b = srvTimes(b, e.Creation, e.LastAccess, e.LastWrite, e.Change)
-	b = le.AppendUint64(b, e.EndOfFile)
-	b = le.AppendUint64(b, e.AllocationSize)
+	b = srvTimes(b, e.CreationTime, e.LastAccessTime, e.LastWriteTime, e.ChangeTime)
+	b = le.AppendUint64(b, uint64(e.EndOfFile))
+	b = le.AppendUint64(b, uint64(e.AllocationSize))
 	b = le.AppendUint32(b, e.Attributes)
 	b = le.AppendUint32(b, nameLen)
 	if class != FileDirectoryInformation {
 		b = le.AppendUint32(b, e.EASize)
 	}
 	switch class {
-	case FileBothDirectoryInformation, FileIDBothDirectoryInformation:
+	case FileBothDirectoryInformation, FileIdBothDirectoryInformation:
 		b = append(b, byte(min(wire.UTF16Len(e.ShortName), 24)), 0)
 		at := len(b)
 		b = wire.AppendUTF16(b, e.ShortName)
@@ -145,10 +145,10 @@ func AppendDirEntry(b []byte, class uint8, e *DirEntry) []byte {
 		b = srvZero(b, at+24-len(b))
 	}
 	switch class {
-	case FileIDBothDirectoryInformation:
+	case FileIdBothDirectoryInformation:
 		b = append(b, 0, 0)
 		b = le.AppendUint64(b, e.FileID)
-	case FileIDFullDirectoryInformation:
+	case FileIdFullDirectoryInformation:
 		b = le.AppendUint32(b, 0)
 		b = le.AppendUint64(b, e.FileID)
 	}
@@ -178,9 +178,9 @@ func AppendNotify(b []byte, entries []NotifyEntry) []byte {
 	return b
 }
 
-// Append appends FileFsVolumeInformation.
-func (i *FsVolumeInfo) Append(b []byte) []byte {
-	b = le.AppendUint64(b, uint64(i.Creation))
+// Append appends FileFSVolumeInformation.
+func (i *FSVolumeInfo) Append(b []byte) []byte {
+	b = le.AppendUint64(b, i.CreationTime)
 	b = le.AppendUint32(b, i.SerialNumber)
 	b = le.AppendUint32(b, uint32(wire.UTF16Len(i.Label)))
 	b = srvBool(b, i.SupportsObjects)
@@ -189,39 +189,39 @@ func (i *FsVolumeInfo) Append(b []byte) []byte {
 }
 
 // Append appends 24 bytes.
-func (i *FsSizeInfo) Append(b []byte) []byte {
-	b = le.AppendUint64(b, i.TotalUnits)
-	b = le.AppendUint64(b, i.AvailableUnits)
+func (i *FSSizeInfo) Append(b []byte) []byte {
+	b = le.AppendUint64(b, uint64(i.TotalUnits))
+	b = le.AppendUint64(b, uint64(i.AvailableUnits))
 	b = le.AppendUint32(b, i.SectorsPerUnit)
 	return le.AppendUint32(b, i.BytesPerSector)
 }
 
 // Append appends 32 bytes.
-func (i *FsFullSizeInfo) Append(b []byte) []byte {
-	b = le.AppendUint64(b, i.TotalUnits)
-	b = le.AppendUint64(b, i.CallerAvailableUnits)
-	b = le.AppendUint64(b, i.ActualAvailableUnits)
+func (i *FSFullSizeInfo) Append(b []byte) []byte {
+	b = le.AppendUint64(b, uint64(i.TotalUnits))
+	b = le.AppendUint64(b, uint64(i.CallerAvailableUnits))
+	b = le.AppendUint64(b, uint64(i.ActualAvailableUnits))
 	b = le.AppendUint32(b, i.SectorsPerUnit)
 	return le.AppendUint32(b, i.BytesPerSector)
 }
 
-// Append appends 8 bytes.
-func (i *FsDeviceInfo) Append(b []byte) []byte {
-	b = le.AppendUint32(b, i.DeviceType)
-	return le.AppendUint32(b, i.Characteristics)
+// AppendFSDevice appends FileFsDeviceInformation. [MS-FSCC] 2.5.10
+func AppendFSDevice(b []byte, deviceType, characteristics uint32) []byte {
+	b = le.AppendUint32(b, deviceType)
+	return le.AppendUint32(b, characteristics)
 }
 
-// Append appends FileFsAttributeInformation.
-func (i *FsAttributeInfo) Append(b []byte) []byte {
+// Append appends FileFSAttributeInformation.
+func (i *FSAttributeInfo) Append(b []byte) []byte {
 	b = le.AppendUint32(b, i.Attributes)
 	b = le.AppendUint32(b, i.MaxNameLength)
 	return AppendName(b, i.Name)
 }
 
 // Append appends 28 bytes.
-func (i *FsSectorSizeInfo) Append(b []byte) []byte {
-	for _, v := range [...]uint32{i.LogicalBytesPerSector, i.PhysicalBytesPerSectorForAtomicity, i.PhysicalBytesPerSectorForPerformance,
-		i.FileSystemEffectivePhysicalBytesPerSectorForAtomicity, i.Flags, i.ByteOffsetForSectorAlignment, i.ByteOffsetForPartitionAlignment} {
+func (i *FSSectorSizeInfo) Append(b []byte) []byte {
+	for _, v := range [...]uint32{i.Logical, i.PhysicalForAtomicity, i.PhysicalForPerformance,
+		i.EffectiveForAtomicity, i.Flags, i.SectorAlignment, i.PartitionAlignment} {
 		b = le.AppendUint32(b, v)
 	}
 	return b
