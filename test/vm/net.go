@@ -98,10 +98,11 @@ func (n *Net) Do(f func() error) error {
 	return <-err
 }
 
-func (n *Net) start(cmd *exec.Cmd) error { return n.Do(cmd.Start) }
+// StartCommand is cmd.Start inside the network.
+func (n *Net) StartCommand(cmd *exec.Cmd) error { return n.Do(cmd.Start) }
 
 // Start starts a program of the host inside the network; see lab.Start.
-func (n *Net) Start(cmd *exec.Cmd) (*lab.Proc, error) { return lab.Start(cmd, n.start) }
+func (n *Net) Start(cmd *exec.Cmd) (*lab.Proc, error) { return lab.Start(cmd, n.StartCommand) }
 
 // Listen is net.Listen inside the network. network is "tcp".
 func (n *Net) Listen(network, addr string) (ln net.Listener, err error) {

@@ -116,7 +116,7 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	if o.Network != nil {
 		// gro=1: without it the driver drops the large frames that the host's TCP makes, and bulk transfers stall.
 		args = append(args, "vec0:transport=raw,ifname="+guestVeth+",depth=64,gro=1", "vm.addr="+GuestAddr+"/24")
-		start = o.Network.start
+		start = o.Network.StartCommand
 	}
 	cmd := exec.Command(kernel, args...)
 	cmd.Dir = work
