@@ -31,7 +31,7 @@ var rooms = []struct {
 	{"smb/crypt", []string{"smb/wire"}, "it signs and seals bytes; it knows no connection, so that keys and vectors can be tested alone"},
 	{"smb/transport", nil, "it carries messages without reading them; SMB Direct will stand beside TCP here"},
 	{"smb/tunnel", []string{"smb/wire", "smb/ntstatus"}, "client and server both say these structures, so they belong to neither"},
-	{"smb/pcap", nil, "it writes what it is given; knowing the protocol is the dissector's work"},
+	{"smb/pcap", []string{"smb/transport"}, "it writes what the transport shows it; knowing the protocol is the dissector's work"},
 	{"scsi", nil, "CDBs, sense and pages are a codec for both ends"},
 	{"scsi/lu", []string{"scsi"}, "the logical unit knows a disk by the interface that it declares, and nothing of SMB: iSCSI will stand on it too"},
 	{"vhdx", nil, "the format stands on any backing file, local or remote, by an interface of its own"},
