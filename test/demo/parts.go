@@ -117,7 +117,7 @@ func (d *demo) shared() error {
 			return out, errors.Join(err, os.Remove(d.path("copy.raw")))
 		}},
 		step{"Make a second disk with `vdbridge create` and open it twice, as two hosts would", func() (_ string, err error) {
-			out, err := d.vd.Run(d.ctx, "create", filepath.Join(d.disks, sharedFile), "512M")
+			out, err := d.vd.Run(d.ctx, "create", filepath.Join(d.disks, sharedFile), "--size", "512M")
 			if err != nil {
 				return out, err
 			}
