@@ -53,28 +53,23 @@ func (d *demo) makeDisk() error {
 }
 
 // serve starts `vdbridge serve` for the rest of the part and returns where it listens.
-func (d *demo) serve() (addr string, p *lab.Proc, err error) {
-	addr, err = lab.FreeAddr()
+func (d *demo) serve() (addr string, err error) {
+	p, addr, err := d.vd.Serve(d.ctx, d.disks, "127.0.0.1:0")
 	if err != nil {
-		return "", nil, err
-	}
-	p, err = d.vd.Serve(d.ctx, d.disks, addr)
-	if err != nil {
-		return "", nil, err
+		return "", err
 	}
 	d.later(func() error { return p.Stop(stopGrace) })
-	return addr, p, nil
+	return addr, nil
 }
 
 // export starts `vdbridge nbd` for the rest of the part and returns its NBD URI.
 func (d *demo) export(name, url string, more ...string) (uri string, p *lab.Proc, err error) {
-	sock := d.path(name + ".sock")
-	p, err = d.vd.NBD(d.ctx, url, sock, more...)
+	p, uri, err = d.vd.NBD(d.ctx, url, d.path(name+".sock"), more...)
 	if err != nil {
 		return "", nil, err
 	}
 	d.later(func() error { return p.Stop(stopGrace) })
-	return "nbd+unix:///?socket=" + sock, p, nil
+	return uri, p, nil
 }
 
 // shared is part 2.
@@ -98,7 +93,7 @@ func (d *demo) shared() error {
 			return "", err
 		}},
 		step{"Start `vdbridge serve` on loopback", func() (_ string, err error) {
-			addr, _, err = d.serve()
+			addr, err = d.serve()
 			return "listens at " + addr + ", share " + lab.Share, err
 		}},
 		step{"Ask what the disk is: `vdbridge info`", func() (string, error) {
@@ -229,7 +224,7 @@ func lineWith(s, part string) string {
 func (d *demo) fuse() error {
 	var addr string
 	err := d.steps(step{"Start `vdbridge serve`", func() (_ string, err error) {
-		addr, _, err = d.serve()
+		addr, err = d.serve()
 		return "", err
 	}})
 	if err != nil {

@@ -108,13 +108,13 @@ func (d *demo) kernel() error {
 			}
 			d.later(func() error { n.Close(); return nil })
 			inside := *d.vd
-			inside.Start, inside.Dial = n.StartCommand, n.Dial
-			server, err := inside.Serve(d.ctx, d.disks, "127.0.0.1:4450")
+			inside.Start = n.StartCommand
+			server, addr, err := inside.Serve(d.ctx, d.disks, "127.0.0.1:0")
 			if err != nil {
 				return "", err
 			}
 			d.later(func() error { return server.Stop(stopGrace) })
-			export, err := inside.NBD(d.ctx, lab.URL("127.0.0.1:4450", diskFile), nbd, "--mode", "rsvd")
+			export, _, err := inside.NBD(d.ctx, lab.URL(addr, diskFile), nbd, "--mode", "rsvd")
 			if err != nil {
 				return "", err
 			}

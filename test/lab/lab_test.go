@@ -27,6 +27,9 @@ func TestOutputAndWait(t *testing.T) {
 	if err := p.WaitOutput(ctx, "two"); err != nil {
 		t.Fatal(err)
 	}
+	if rest, err := p.WaitLine(ctx, "on"); rest != "e" || err != nil {
+		t.Errorf("WaitLine: %q, %v", rest, err)
+	}
 	err := p.Wait(ctx)
 	if err == nil || !strings.Contains(err.Error(), "exit status") || !strings.Contains(err.Error(), "one") {
 		t.Errorf("Wait says %v", err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,23 +129,40 @@ func (p *Proc) Wait(ctx context.Context) error {
 
 // WaitOutput waits until the program has printed text.
 func (p *Proc) WaitOutput(ctx context.Context, text string) error {
+	return p.wait(ctx, strconv.Quote(text), func(out string) bool { return strings.Contains(out, text) })
+}
+
+// WaitLine waits until the program has printed a whole line that begins with prefix, and returns the rest of it.
+func (p *Proc) WaitLine(ctx context.Context, prefix string) (rest string, err error) {
+	err = p.wait(ctx, "a line "+strconv.Quote(prefix), func(out string) bool {
+		for line := range strings.Lines(out) {
+			if strings.HasPrefix(line, prefix) && strings.HasSuffix(line, "\n") {
+				rest = strings.TrimSpace(line[len(prefix):])
+				return true
+			}
+		}
+		return false
+	})
+	return rest, err
+}
+
+func (p *Proc) wait(ctx context.Context, what string, found func(output string) bool) error {
 	for {
 		p.mu.Lock()
-		found := bytes.Contains(p.out.Bytes(), []byte(text))
-		more := p.more
+		out, more := p.out.String(), p.more
 		p.mu.Unlock()
-		if found {
+		if found(out) {
 			return nil
 		}
 		select {
 		case <-more:
 		case <-p.done:
-			if strings.Contains(p.Output(), text) {
+			if found(p.Output()) {
 				return nil
 			}
-			return fmt.Errorf("%s ended (%v) before it printed %q:\n%s", p.name, p.err, text, p.Output())
+			return fmt.Errorf("%s ended (%v) before it printed %s:\n%s", p.name, p.err, what, p.Output())
 		case <-ctx.Done():
-			return fmt.Errorf("%s has not printed %q: %w\n%s", p.name, text, ctx.Err(), p.Output())
+			return fmt.Errorf("%s has not printed %s: %w\n%s", p.name, what, ctx.Err(), p.Output())
 		}
 	}
 }

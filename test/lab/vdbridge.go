@@ -27,9 +27,8 @@ type Program struct {
 	Bin string // the vdbridge program
 	Dir string // a folder of the caller's, for state, user and password files
 
-	// Start and Dial make it run in another network; nil is this one. See vm.Net.
+	// Start makes it run in another network; nil is this one. See vm.Net.
 	Start func(*exec.Cmd) error
-	Dial  func(network, addr string) (net.Conn, error)
 }
 
 // NewProgram prepares the folder dir, which must exist.
@@ -65,41 +64,53 @@ func (p *Program) Run(ctx context.Context, args ...string) (string, error) {
 	return proc.Output(), nil
 }
 
-// Serve starts `vdbridge serve` for the disks in dir at addr ("127.0.0.1:4450") and waits until it accepts connections.
-func (p *Program) Serve(ctx context.Context, dir, addr string, more ...string) (*Proc, error) {
-	args := append([]string{"serve", "--listen", addr, "--share", Share, "--users", p.file("users")}, more...)
-	proc, err := Start(exec.Command(p.Bin, append(args, dir)...), p.Start)
+// start starts a command that goes on until it is ended, and waits for the line by which it says that it is ready.
+func (p *Program) start(ctx context.Context, args ...string) (proc *Proc, what string, err error) {
+	proc, err = Start(exec.Command(p.Bin, args...), p.Start)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, ReadyTimeout)
 	defer cancel()
-	if err := proc.WaitListen(ctx, "tcp", addr, p.Dial); err != nil {
+	what, err = proc.WaitLine(ctx, "ready ")
+	if err != nil {
 		proc.Kill()
-		return nil, err
+		return nil, "", fmt.Errorf("vdbridge %s: %w", strings.Join(args, " "), err)
 	}
-	return proc, nil
+	return proc, what, nil
 }
 
-// NBD starts `vdbridge nbd` for the disk at url and waits until it accepts connections at listen, which is a socket's path, or host:port.
-func (p *Program) NBD(ctx context.Context, url, listen string, more ...string) (*Proc, error) {
-	network, where := "tcp", "tcp:"+listen
+// Serve starts `vdbridge serve` for the disks in dir at addr ("127.0.0.1:0" for any free port) and returns where it listens.
+func (p *Program) Serve(ctx context.Context, dir, addr string, more ...string) (proc *Proc, at string, err error) {
+	args := append([]string{"serve", "--listen", addr, "--share", Share, "--users", p.file("users")}, more...)
+	proc, url, err := p.start(ctx, append(args, dir)...)
+	if err != nil {
+		return nil, "", err
+	}
+	at, _, ok := strings.Cut(strings.TrimPrefix(url, "smb://"), "/")
+	if !ok {
+		proc.Kill()
+		return nil, "", fmt.Errorf("vdbridge serve says that it is ready at %q, which is no URL", url)
+	}
+	return proc, at, nil
+}
+
+// NBD starts `vdbridge nbd` for the disk at url, a URL or a local image. listen is a socket's path, or host:port. It returns the URI
+// that NBD clients take.
+func (p *Program) NBD(ctx context.Context, url, listen string, more ...string) (proc *Proc, uri string, err error) {
+	where := "tcp:" + listen
 	if strings.HasPrefix(listen, "/") {
-		network, where = "unix", "unix:"+listen
+		where = "unix:" + listen
 	}
 	args := append([]string{"nbd", "--listen", where}, p.ClientArgs()...)
-	args = append(args, more...)
-	proc, err := Start(exec.Command(p.Bin, append(args, url)...), p.Start)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, ReadyTimeout)
-	defer cancel()
-	if err := proc.WaitListen(ctx, network, listen, p.Dial); err != nil {
-		proc.Kill()
-		return nil, err
-	}
-	return proc, nil
+	return p.start(ctx, append(append(args, more...), url)...)
+}
+
+// Mount starts `vdbridge mount` for the disk at url, shown as disk.raw in dir.
+func (p *Program) Mount(ctx context.Context, url, dir string, more ...string) (*Proc, error) {
+	args := append([]string{"mount"}, p.ClientArgs()...)
+	proc, _, err := p.start(ctx, append(append(args, more...), url, dir)...)
+	return proc, err
 }
 
 // FreeAddr returns a loopback address with a port that nobody uses right now.
@@ -126,31 +137,4 @@ func Run(ctx context.Context, name string, args ...string) (string, error) {
 		return proc.Output(), fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
 	}
 	return proc.Output(), nil
-}
-
-// Mount starts `vdbridge mount` for the disk at url and waits until disk.raw is there.
-func (p *Program) Mount(ctx context.Context, url, dir string, more ...string) (*Proc, error) {
-	args := append([]string{"mount"}, p.ClientArgs()...)
-	args = append(args, more...)
-	proc, err := Start(exec.Command(p.Bin, append(args, url, dir)...), p.Start)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, ReadyTimeout)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "disk.raw")); err == nil {
-			return proc, nil
-		}
-		select {
-		case <-tick.C:
-		case <-proc.Done():
-			return nil, fmt.Errorf("vdbridge mount ended before it showed the disk:\n%s", proc.Output())
-		case <-ctx.Done():
-			proc.Kill()
-			return nil, fmt.Errorf("vdbridge mount does not show the disk: %w\n%s", ctx.Err(), proc.Output())
-		}
-	}
 }

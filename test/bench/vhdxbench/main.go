@@ -66,7 +66,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) error {
 		return err
 	}
 	sock := func(name string) string { return filepath.Join(dir, name+".sock") }
-	ours, err := vd.NBD(ctx, image("ours"), sock("ours"))
+	ours, _, err := vd.NBD(ctx, image("ours"), sock("ours"))
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func memory(ctx context.Context, vd *lab.Program, dir string, seconds float64) e
 		return err
 	}
 	start := time.Now()
-	p, err := vd.NBD(ctx, image, sock)
+	p, uri, err := vd.NBD(ctx, image, sock)
 	if err != nil {
 		return err
 	}
@@ -144,7 +144,6 @@ func memory(ctx context.Context, vd *lab.Program, dir string, seconds float64) e
 	if err != nil {
 		return err
 	}
-	uri := "nbd+unix:///?socket=" + sock
 	if _, err := load.FIO(ctx, uri, load.Job{RW: "randread", Block: 4096, Depth: 32, Size: size, Seconds: seconds}); err != nil {
 		return err
 	}

@@ -34,9 +34,9 @@ func serve(t *testing.T, host string, more ...string) served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vd.Start, vd.Dial = s.net.StartCommand, s.net.Dial
+	vd.Start = s.net.StartCommand
 	s.vd = vd
-	p, err := vd.Serve(t.Context(), s.disks, host+":"+serverPort, more...)
+	p, _, err := vd.Serve(t.Context(), s.disks, host+":"+serverPort, more...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestNBDDriver(t *testing.T) {
 			s := serve(t, "127.0.0.1")
 			image := filepath.Join(s.disks, "disk.vhdx")
 			run(t, "qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=dynamic", image, "256M")
-			export, err := s.vd.NBD(t.Context(), lab.URL("127.0.0.1:"+serverPort, "disk.vhdx"), vm.HostAddr+":10809", "--mode", mode)
+			export, _, err := s.vd.NBD(t.Context(), lab.URL("127.0.0.1:"+serverPort, "disk.vhdx"), vm.HostAddr+":10809", "--mode", mode)
 			if err != nil {
 				t.Fatal(err)
 			}
