@@ -19,17 +19,17 @@ section() { # NAME TITLE COMMAND…
 	printf '\n### %s\n\n' "$2" >>$out
 	"${@:3}" >>$out
 }
-peers() { (cd test/bench/peers && $GO run . -seconds "$seconds" -rounds "$rounds"); }
+peers() { (cd test/bench/peers && "$GO" run . -seconds "$seconds" -rounds "$rounds"); }
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 cat >$out <<EOF
 
-Measured on $(date -u +%Y-%m-%d) with vdbridge $(git describe --tags --always --dirty), $($GO env GOVERSION), Linux $(uname -r), $(nproc) cores${cpu:+ ($cpu)}.
+Measured on $(date -u +%Y-%m-%d) with vdbridge $(git describe --tags --always --dirty), $("$GO" env GOVERSION), Linux $(uname -r), $(nproc) cores${cpu:+ ($cpu)}.
 EOF
-section nbd "NBD server over memory" $GO run ./test/bench/nbdbench -seconds "$seconds" -rounds "$rounds"
+section nbd "NBD server over memory" "$GO" run ./test/bench/nbdbench -seconds "$seconds" -rounds "$rounds"
 section client "SMB client from smbd" peers
-section chain "The whole chain: NBD, RSVD, server" $GO run ./test/bench/chain -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
-section vhdx "VHDX" $GO run ./test/bench/vhdxbench -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
+section chain "The whole chain: NBD, RSVD, server" "$GO" run ./test/bench/chain -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
+section vhdx "VHDX" "$GO" run ./test/bench/vhdxbench -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 
 if [ "$chosen" != nbd,client,chain,vhdx ]; then
 	cat $out
