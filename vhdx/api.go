@@ -2,7 +2,10 @@ package vhdx
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 )
 
 // Options say how an image is opened. The zero value opens for reading and writing.
@@ -13,18 +16,186 @@ type Options struct {
 	BATCacheBytes int64
 }
 
-// CreateOptions describe a new image. Only Size is needed.
-type CreateOptions struct {
-	Size           int64  // bytes; a multiple of LogicalSector, at most 64 TiB
-	Fixed          bool   // give every block its space now
-	BlockSize      int64  // power of two from 1 MiB to 256 MiB; 0 means 32 MiB
-	LogicalSector  int    // 512 or 4096; 0 means 512
-	PhysicalSector int    // 512 or 4096, at least LogicalSector; 0 means 4096
-	LogSize        int64  // multiple of 1 MiB; 0 means 1 MiB
-	VirtualDiskID  GUID   // zero: a random one
-	Creator        string // at most 255 UTF-16 units; "" means "vdbridge"
-	Overwrite      bool   // allow a backing file that is not empty; what it holds is lost
+// A Disk is an open image. All methods may be called at the same time from any goroutine.
+//
+// Offsets and lengths are in bytes, multiples of the logical sector size, and within the disk; else the error is an [ErrRange] and
+// nothing was done. Methods of a closed disk return [ErrClosed].
+type Disk struct {
+	file     Backing // what is read; the overlay when a log was replayed in memory
+	readOnly bool
+	log      *slog.Logger
+
+	layout layout
+	params params
+	geo    geometry
+	info   Info
+
+	gate    *gate
+	bat     *batTable
+	space   *space
+	session *session
+	commit  *committer
+
+	// A block gets its place, and loses it, under the lock of its stripe. Reads and writes of blocks that have a place take none.
+	stripes [256]sync.Mutex
+
+	scanned atomic.Bool   // free space is known
+	scanSem chan struct{} // 1 token: held by the scan
 }
 
 // Open opens an image. On success the disk owns the backing file and closes it; on an error the caller still does.
-func Open(ctx context.Context, b Backing, o Options) (*Disk, error) { return open(ctx, b, o) }
+//
+// An image with entries in its log is replayed: into the file, or in memory when o.ReadOnly is set. What is not a VHDX image is an [ErrNotVHDX], a damaged
+// one a [*CorruptError], one that needs more than this package can do an [ErrUnsupported].
+func Open(ctx context.Context, b Backing, o Options) (*Disk, error) {
+	lg := o.Logger
+	if lg == nil {
+		lg = slog.New(slog.DiscardHandler)
+	}
+	if l, ok := b.(Locker); ok {
+		if err := l.Lock(ctx, !o.ReadOnly); err != nil {
+			return nil, err
+		}
+	}
+	p, err := parseImage(ctx, b, !o.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	d := &Disk{
+		file: p.file, readOnly: o.ReadOnly, log: lg,
+		layout: p.layout, params: p.params, geo: newGeometry(&p.params),
+		gate: newGate(), scanSem: make(chan struct{}, 1),
+	}
+	if p.params.hasParent {
+		return nil, ErrDifferencing
+	}
+	if need := d.geo.entries * batEntrySize; need > p.layout.bat.n {
+		return nil, corrupt("BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
+	}
+	d.info = p.info(&d.geo)
+	d.space = newSpace(d.file, d.geo.blockSize, p.fileSize, d.gate)
+	d.bat = newBATTable(d.file, p.layout.bat, &d.geo, p.params.hasParent, o.BATCacheBytes, d.space.size.Load)
+	if !o.ReadOnly {
+		d.session = newSession(b, p.headers.h[p.headers.current], p.headers.current)
+		if err := d.recover(ctx, p); err != nil {
+			return nil, err
+		}
+		d.commit = &committer{
+			b: b, bat: d.bat, space: d.space, sem: make(chan struct{}, 1),
+			log: &logWriter{b: b, log: p.layout.log, s: d.session},
+		}
+		if d.geo.entries <= scanAtOpen {
+			if err := d.ensureScan(ctx); err != nil {
+				return nil, err
+			}
+		}
+	}
+	lg.Debug("opened VHDX image", "kind", d.info.Kind, "size", d.info.Size, "block_size", d.info.BlockSize,
+		"log", d.info.LogState, "read_only", o.ReadOnly)
+	if d.info.LogState == LogReplayed {
+		lg.Info("replayed the log of a VHDX image that was not closed", "entries", d.info.LogEntriesReplayed, "in_memory", o.ReadOnly)
+	}
+	return d, nil
+}
+
+// scanAtOpen is the number of BAT entries up to which an open for writing reads them all at once, and so finds damage early. With more the
+// scan waits until the first change of the BAT.
+const scanAtOpen = 1 << 17
+
+// recover puts the log out of use after its entries were replayed into the file.
+func (d *Disk) recover(ctx context.Context, p *image) error {
+	if p.logState == LogClean {
+		return nil
+	}
+	if err := d.session.setLog(ctx, GUID{}); err != nil {
+		return fmt.Errorf("clear the log: %w", err)
+	}
+	d.info.FileWriteGUID = d.session.header().fileWriteGUID
+	return nil
+}
+
+func (d *Disk) ensureScan(ctx context.Context) error {
+	if d.scanned.Load() {
+		return nil
+	}
+	select {
+	case d.scanSem <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-d.scanSem }()
+	if d.scanned.Load() {
+		return nil
+	}
+	if err := d.scanSpace(ctx); err != nil {
+		return err
+	}
+	d.scanned.Store(true)
+	return nil
+}
+
+// Size is the size of the virtual disk in bytes.
+func (d *Disk) Size() int64 { return d.geo.size }
+
+// BlockSizes returns the sector sizes of the virtual disk in bytes. There is no best and no largest size of a request.
+func (d *Disk) BlockSizes() (logical, physical, optimal, maxTransfer int) {
+	return int(d.params.logical), int(d.params.physical), 0, 0
+}
+
+// ReadOnly reports whether the disk was opened read-only.
+func (d *Disk) ReadOnly() bool { return d.readOnly }
+
+// FastZero reports whether WriteZeroes is faster than writing zeros.
+func (d *Disk) FastZero() bool {
+	_, punch := d.file.(HolePuncher)
+	_, zero := d.file.(Zeroer)
+	return punch || zero
+}
+
+// Info describes the image. It does no I/O.
+func (d *Disk) Info() Info {
+	i := d.info
+	i.FileSize = d.space.size.Load()
+	if d.session != nil {
+		h := d.session.header()
+		i.FileWriteGUID, i.DataWriteGUID = h.fileWriteGUID, h.dataWriteGUID
+	}
+	return i
+}
+
+// Usage counts how the blocks are used. It reads the whole BAT.
+func (d *Disk) Usage(ctx context.Context) (Usage, error) {
+	c, err := d.gate.enter(ctx, 0)
+	if err != nil {
+		return Usage{}, err
+	}
+	defer d.gate.leave(c)
+	var u Usage
+	for b := int64(0); b < d.geo.blocks; {
+		if n := d.bat.emptyRun(ctx, &d.geo, b); n > 0 {
+			b += n
+			continue
+		}
+		v, err := d.bat.entry(ctx, d.geo.entryOf(b))
+		if err != nil {
+			return u, err
+		}
+		u.count(v, d.geo.blockSize)
+		b++
+	}
+	return u, nil
+}
+
+func (u *Usage) count(v uint64, blockSize int64) {
+	switch v & stateMask {
+	case blockPresent, blockPartPresent:
+		u.AllocatedBlocks++
+		u.AllocatedBytes += blockSize
+	case blockZero:
+		u.ZeroBlocks++
+	case blockUnmapped, blockUndefined:
+		u.UnmappedBlocks++
+	case blockBad:
+		u.DamagedEntries++
+	}
+}

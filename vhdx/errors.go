@@ -47,3 +47,27 @@ func (e *CorruptError) Is(target error) bool { return target == ErrCorrupt }
 func corrupt(structure string, off int64, format string, args ...any) *CorruptError {
 	return &CorruptError{Structure: structure, Offset: off, Reason: fmt.Sprintf(format, args...)}
 }
+
+// versionError says that the format is of a version that this package does not know. It is an ErrUnsupported.
+type versionError struct {
+	off     int64
+	version uint16
+}
+
+func (e *versionError) Error() string {
+	return fmt.Sprintf("header at offset %d: VHDX format version %d is not supported, only version 1", e.off, e.version)
+}
+
+func (e *versionError) Is(target error) bool { return target == ErrUnsupported }
+
+// requiredError says that the image needs a structure that this package does not know. It is an ErrUnsupported.
+type requiredError struct {
+	what string
+	id   GUID
+}
+
+func (e *requiredError) Error() string {
+	return fmt.Sprintf("the image requires the %s %s, which is not known: it was made by a newer program; opening it could damage it", e.what, e.id)
+}
+
+func (e *requiredError) Is(target error) bool { return target == ErrUnsupported }
