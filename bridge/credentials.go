@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vdbridge/smb/auth"
 )
 
 // PasswordEnv is the environment variable that may hold the password.
@@ -83,10 +85,14 @@ func (s CredentialSource) Resolve(ctx context.Context, loc Location) (Credential
 		if f.Domain != "" && c.Domain == "" {
 			c.Domain = f.Domain
 		}
-		c.password, havePassword = f.password, f.hasPassword
+		c.password, havePassword = f.Password, f.Password != ""
 	}
 	if s.User != "" {
-		c.Domain, c.User = splitUser(s.User, c.Domain)
+		if d, u := auth.SplitUser(s.User); d != "" {
+			c.Domain, c.User = d, u
+		} else {
+			c.User = u
+		}
 	}
 	if s.Domain != "" {
 		c.Domain = s.Domain
@@ -128,54 +134,18 @@ type credentialsError struct{ msg string }
 func (e *credentialsError) Error() string        { return e.msg }
 func (e *credentialsError) Is(target error) bool { return target == ErrAuth }
 
-// splitUser takes domain;user, domain\user or user@realm apart.
-func splitUser(s, domain string) (string, string) {
-	if d, u, ok := strings.Cut(s, ";"); ok {
-		return d, u
-	}
-	if d, u, ok := strings.Cut(s, `\`); ok {
-		return d, u
-	}
-	return domain, s
-}
-
-type fileCredentials struct {
-	Credentials
-	hasPassword bool
-}
-
 const maxSecretFile = 64 << 10
 
-// readCredentialsFile reads the format of mount.cifs(8): lines of username=, password=, domain=.
-func readCredentialsFile(path string) (fileCredentials, error) {
-	var c fileCredentials
+// readCredentialsFile reads the format of mount.cifs(8).
+func readCredentialsFile(path string) (auth.Credentials, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return c, fmt.Errorf("credentials file: %w", err)
+		return auth.Credentials{}, fmt.Errorf("credentials file: %w", err)
 	}
 	defer f.Close()
-	sc := bufio.NewScanner(io.LimitReader(f, maxSecretFile))
-	for n := 1; sc.Scan(); n++ {
-		line := strings.TrimLeft(sc.Text(), " \t")
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		k, v, ok := strings.Cut(line, "=")
-		if !ok {
-			// The line may be a lone password, so it is not shown.
-			return c, Usagef("%s: line %d is not of the form name=value (username, password or domain)", path, n)
-		}
-		switch strings.ToLower(strings.TrimSpace(k)) {
-		case "username", "user":
-			c.Domain, c.User = splitUser(strings.TrimSpace(v), c.Domain)
-		case "password", "pass":
-			c.password, c.hasPassword = strings.TrimSuffix(v, "\r"), true
-		case "domain", "dom", "workgroup":
-			c.Domain = strings.TrimSpace(v)
-		}
-	}
-	if err := sc.Err(); err != nil {
-		return c, fmt.Errorf("credentials file %s: %w", path, err)
+	c, err := auth.ParseCredentials(io.LimitReader(f, maxSecretFile))
+	if err != nil {
+		return c, Usagef("%s: %v", path, err)
 	}
 	return c, nil
 }

@@ -1,0 +1,74 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"vdbridge/nbd"
+)
+
+// NBDOptions say how a disk is exported.
+type NBDOptions struct {
+	Name     string // of the export; clients that ask for none get it too
+	ReadOnly bool   // although the disk could be written
+	Logger   *slog.Logger
+	Ready    func() // called once when clients may connect; may be nil
+}
+
+// drainTimeout is how long requests in flight may take after the end was asked for.
+const drainTimeout = 30 * time.Second
+
+// ServeNBD offers d on the listeners until ctx is done, and then ends: it answers what is in flight, and flushes d. d stays open.
+// It returns nil after an end that ctx asked for.
+func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Listener) error {
+	srv, err := nbd.NewServer(nbd.Config{
+		Resolver: nbd.Exports{{
+			Name:        o.Name,
+			Description: d.loc.Base(),
+			Disk:        d,
+			ReadOnly:    o.ReadOnly || d.ReadOnly(),
+		}},
+		Logger: o.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("NBD server: %w", err)
+	}
+	serving, stop := context.WithCancel(context.Background())
+	defer stop()
+	var wg sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		wg.Go(func() {
+			if err := srv.Serve(serving, l); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	if o.Ready != nil {
+		o.Ready()
+	}
+	var errs []error
+	select {
+	case <-ctx.Done():
+	case err := <-failed:
+		errs = append(errs, fmt.Errorf("NBD server: %w", err))
+	}
+	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := srv.Shutdown(drain); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
+		errs = append(errs, fmt.Errorf("NBD server: %w", err))
+	}
+	stop()
+	wg.Wait()
+	if !d.ReadOnly() {
+		if err := d.Flush(drain); err != nil && Classify(err) != ClassConflict {
+			errs = append(errs, fmt.Errorf("the last flush failed, so writes since the one before may be lost: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/urfave/cli/v2"
+
+	"vdbridge/bridge"
+)
+
+func checkCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "check",
+		Usage:     "check the structure of a .vhdx, without changing it",
+		ArgsUsage: "URL|FILE",
+		Description: `Exits with 0 if the image is sound and 6 if it is damaged.
+
+  vdbridge check a.vhdx
+  vdbridge check smb://me@server/disks/a.vhdx --json`,
+		Flags: append(connectionFlags(), jsonFlag),
+		Action: func(c *cli.Context) error {
+			loc, o, err := target(c, slog.LevelWarn)
+			if err != nil {
+				return err
+			}
+			r, err := bridge.Check(c.Context, loc, o)
+			if err != nil {
+				return err
+			}
+			if c.Bool("json") {
+				if err := printJSON(c, r); err != nil {
+					return err
+				}
+			} else {
+				printReport(c, loc, r)
+			}
+			if r.Damaged() {
+				return errReported{cli.Exit("", ExitCorrupt)}
+			}
+			return nil
+		},
+	}
+}
+
+func printReport(c *cli.Context, loc bridge.Location, r *bridge.Report) {
+	for _, line := range r.Lines() {
+		printf(c, "%s\n", line)
+	}
+	if r.Damaged() {
+		printf(c, "%s is damaged.\n", loc)
+	} else {
+		printf(c, "%s is sound.\n", loc)
+	}
+}
