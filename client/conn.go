@@ -1,0 +1,215 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"vdbridge/smb/transport"
+	"vdbridge/smb/wire"
+)
+
+// Conn is one connection to a server. Its methods may be called from any goroutine.
+type Conn struct {
+	cfg    Config
+	log    *slog.Logger
+	addr   string // host:port, as dialled
+	server string // as users call it
+	tr     transport.Conn
+	tx     *transport.Sender
+	neg    negotiated // does not change after Dial
+
+	frames   frames
+	requests sync.Pool // of *request
+
+	sealed   chan sealedFrame // large sealed messages, to the openers
+	received atomic.Uint64    // messages, for the watchdog
+	wg       sync.WaitGroup
+	done     chan struct{} // closed when err is set
+
+	mu       sync.Mutex
+	err      error // why the connection ended
+	w        window
+	table    map[uint64]*request
+	sessions map[uint64]*Session
+	last     *Session // of sessions, lately used
+}
+
+// sealedFrame is a sealed message on its way to an opener.
+type sealedFrame struct {
+	f    *frame
+	sess *Session
+}
+
+// newConn starts the goroutines of a connection. Close ends them.
+func newConn(tr transport.Conn, addr, server string, cfg Config) *Conn {
+	c := &Conn{
+		cfg: cfg, log: cfg.Logger, addr: addr, server: server, tr: tr,
+		done:     make(chan struct{}),
+		table:    make(map[uint64]*request),
+		sessions: make(map[uint64]*Session),
+	}
+	c.w = window{avail: 1, target: cfg.Credits}
+	tr.SetMaxMessage(handshakeLimit)
+	// What may wait to be written is bounded by the credits. A message that has its id must go out, so Send may not refuse it.
+	c.tx = transport.NewSender(tr, transport.SenderOptions{
+		MaxQueued: 1 << 40,
+		OnError:   func(err error) { c.fail(err) },
+	})
+	workers := max(2, runtime.GOMAXPROCS(0))
+	c.sealed = make(chan sealedFrame, workers)
+	for range workers {
+		c.wg.Go(c.openLoop)
+	}
+	c.wg.Go(c.readLoop)
+	if cfg.ServerTimeout > 0 {
+		c.wg.Go(c.watch)
+	}
+	return c
+}
+
+// Done returns a channel that is closed when the connection has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err returns why the connection has ended, or nil while it works. The error matches ErrConnectionLost.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// fail ends the connection because of err, unless it has ended already: everyone who waits gets the error.
+func (c *Conn) fail(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = &ConnError{Addr: c.addr, Err: err}
+	err = c.err
+	var waiting, orphans []*request
+	for id, r := range c.table {
+		delete(c.table, id)
+		if r.state == stateAbandoned {
+			orphans = append(orphans, r)
+			continue
+		}
+		r.state, r.err = stateDelivered, err
+		waiting = append(waiting, r)
+	}
+	queued := c.w.head
+	for r := queued; r != nil; r = r.next {
+		r.state, r.err = stateDelivered, err
+	}
+	c.w.head, c.w.tail = nil, nil
+	c.mu.Unlock()
+
+	if errors.Is(err, ErrClosed) {
+		c.log.Debug("connection closed", "server", c.addr)
+	} else {
+		c.log.Warn("connection lost", "server", c.addr, "cause", err.(*ConnError).Err, "in_flight", len(waiting))
+	}
+	_ = c.tr.Close() // which also ends a write that waits for the peer
+	close(c.done)
+	wake(queued)
+	for _, r := range waiting {
+		r.done <- struct{}{}
+	}
+	for _, r := range orphans {
+		r.unref()
+	}
+}
+
+// closeTimeout is how long Close waits for the server to confirm before it hangs up.
+const closeTimeout = 5 * time.Second
+
+// Close logs off all sessions, after disconnecting their trees, and ends the connection. Requests that are still in flight fail. It waits
+// for all goroutines of the connection and may be called more than once.
+func (c *Conn) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	c.mu.Lock()
+	var sessions []*Session
+	for _, s := range c.sessions {
+		sessions = append(sessions, s)
+	}
+	c.mu.Unlock()
+	for _, s := range sessions {
+		if err := s.logoff(ctx); err != nil && c.Err() == nil {
+			c.log.Debug("log off", "server", c.addr, "error", err)
+		}
+	}
+	c.fail(ErrClosed)
+	c.wg.Wait()
+	if err := c.Err(); !errors.Is(err, ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Echo asks the server for a sign of life.
+func (c *Conn) Echo(ctx context.Context) error {
+	var s *Session
+	c.mu.Lock()
+	for _, v := range c.sessions {
+		if !v.closed.Load() {
+			s = v
+			break
+		}
+	}
+	c.mu.Unlock()
+	r := c.request(wire.CmdEcho, s, 0)
+	if s != nil {
+		s.protect(r, false)
+	}
+	r.out = wire.AppendEmptyRequest(r.out)
+	ok, err := r.roundTrip(ctx, 1)
+	if !ok {
+		return wrap("echo", "", err)
+	}
+	defer r.unref()
+	if err != nil {
+		return wrap("echo", "", err)
+	}
+	return r.expect("echo", "", wire.ParseEmptyResponse)
+}
+
+// watch ends the connection when requests are in flight and the server stays silent. Half-way it asks for a sign of life.
+func (c *Conn) watch() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var echo sync.WaitGroup
+	defer echo.Wait()
+	t := time.NewTicker(max(c.cfg.ServerTimeout/2, time.Millisecond))
+	defer t.Stop()
+	var seen uint64
+	silent := 0
+	for {
+		select {
+		case <-c.done:
+			cancel()
+			return
+		case <-t.C:
+		}
+		n := c.received.Load()
+		c.mu.Lock()
+		waiting := c.w.open > 0
+		c.mu.Unlock()
+		if n != seen || !waiting {
+			seen, silent = n, 0
+			continue
+		}
+		// silent counts the ticks that found nothing new.
+		switch silent++; silent {
+		case 1:
+			echo.Go(func() { _ = c.Echo(ctx) })
+		case 2:
+			c.fail(fmt.Errorf("server has not answered for %v although requests are in flight", c.cfg.ServerTimeout))
+		}
+	}
+}

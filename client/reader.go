@@ -1,0 +1,360 @@
+package client
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"vdbridge/smb/crypt"
+	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
+)
+
+const (
+	// handshakeLimit is the largest message in bytes that is accepted before the server has told its own limits.
+	handshakeLimit = 256 << 10
+	// openInline is the length up to which the reader opens a sealed message itself: waking somebody else takes about as long.
+	openInline = 16<<10 + 512
+	// peekSize covers header and fixed part of IOCTL and READ replies.
+	peekSize = wire.HeaderSize + wire.IoctlResponseFixed
+	// noMessageID marks what is no reply. [MS-SMB2] 3.2.5.1.2
+	noMessageID = ^uint64(0)
+)
+
+// readLoop receives until the connection ends.
+func (c *Conn) readLoop() {
+	err := c.receive()
+	c.fail(err)
+	close(c.sealed)
+	c.tx.Close()
+}
+
+func (c *Conn) receive() error {
+	for {
+		n, err := c.tr.NextMessage()
+		if err == io.EOF {
+			return errors.New("server closed the connection")
+		}
+		if err != nil {
+			return err
+		}
+		c.received.Add(1)
+		if n < 4 {
+			return fmt.Errorf("%w: message of %d bytes", ErrProtocol, n)
+		}
+		head, err := c.tr.Peek(min(n, peekSize))
+		if err != nil {
+			return err
+		}
+		switch p := binary.LittleEndian.Uint32(head); p {
+		case wire.ProtocolSMB2:
+			done, err := c.receiveDirect(head, n)
+			if err != nil {
+				return err
+			}
+			if done {
+				continue
+			}
+			f, err := c.readFrame(n)
+			if err != nil {
+				return err
+			}
+			err = c.dispatch(f, f.b, nil)
+			f.unref()
+			if err != nil {
+				return err
+			}
+		case wire.ProtocolTransform:
+			if err := c.receiveSealed(head, n); err != nil {
+				return err
+			}
+		case wire.ProtocolSMB1:
+			return fmt.Errorf("%w: it answers in SMB1, which is not safe; enable SMB 3 on the server", ErrUnsupportedServer)
+		default:
+			return fmt.Errorf("%w: message begins with % x", ErrProtocol, head[:4])
+		}
+	}
+}
+
+// readFrame reads the whole current message.
+func (c *Conn) readFrame(n int) (*frame, error) {
+	f := c.frames.get(n)
+	if err := c.tr.ReadFull(f.b); err != nil {
+		f.unref()
+		return nil, err
+	}
+	return f, nil
+}
+
+// receiveDirect handles the replies whose payload the caller has a place for: it goes there from the socket. It says false if the message must be
+// handled in the general way. head is the beginning of the message of n bytes.
+func (c *Conn) receiveDirect(head []byte, n int) (bool, error) {
+	h, err := wire.ParseHeader(head)
+	if err != nil {
+		return false, protocolError(err)
+	}
+	off, size := 0, 0
+	switch status := ntstatus.Status(h.Status); {
+	case h.NextCommand != 0 || h.Flags&wire.FlagServerToRedir == 0:
+		return false, nil
+	case h.Command == wire.CmdRead && status == ntstatus.Success:
+		r, err := wire.ParseReadResponse(head, n)
+		if err != nil {
+			return false, protocolError(err)
+		}
+		off, size = int(r.DataOffset), int(r.DataLength)
+	case h.Command == wire.CmdIoctl && (status == ntstatus.Success || status == ntstatus.BufferOverflow):
+		r, at, err := wire.ParseIoctlResponseFixed(head, n)
+		if err != nil {
+			return false, protocolError(err)
+		}
+		off, size = at, int(r.OutputCount)
+	default:
+		return false, nil
+	}
+	if size == 0 || off > prefixSize || off+size != n {
+		return false, nil // padded, or without payload
+	}
+	c.mu.Lock()
+	r := c.table[h.MessageID]
+	if r == nil || r.cmd != h.Command || r.state != stateInFlight || !r.direct || size > len(r.dst1)+len(r.dst2) {
+		if r != nil && r.state == stateAbandoned && r.cmd == h.Command {
+			// What is left of the message is discarded with the next one.
+			woken, dry := c.settle(r, &h)
+			c.mu.Unlock()
+			r.unref()
+			return true, c.settled(woken, dry)
+		}
+		c.mu.Unlock()
+		return false, nil
+	}
+	r.state = stateFilling
+	woken, dry := c.settle(r, &h)
+	c.mu.Unlock()
+	err = c.settled(woken, dry)
+
+	r.h = h
+	r.n = size
+	r.prefix = r.prefixB[:off]
+	if err == nil {
+		err = c.tr.ReadFull(r.prefix)
+	}
+	m := min(size, len(r.dst1))
+	if err == nil {
+		err = c.tr.ReadFull(r.dst1[:m])
+	}
+	if err == nil && size > m {
+		err = c.tr.ReadFull(r.dst2[:size-m])
+	}
+	if err != nil {
+		c.fail(err) // first, so that everyone gets the same error
+		r.err = c.Err()
+	}
+	r.done <- struct{}{}
+	return true, err
+}
+
+// settle takes r out of the table and grants its credits. It needs mu. The result is for settled.
+func (c *Conn) settle(r *request, h *wire.Header) (woken *request, dry bool) {
+	delete(c.table, r.id)
+	c.w.grant(r, int(h.Credits), true)
+	return c.admit()
+}
+
+// settled does what settle leaves to be done without mu.
+func (c *Conn) settled(woken *request, dry bool) error {
+	wake(woken)
+	if dry {
+		return fmt.Errorf("%w: %w", ErrProtocol, errNoCredits)
+	}
+	return nil
+}
+
+// receiveSealed reads the current message, which is sealed, and opens it or has it opened. [MS-SMB2] 3.2.5.1.1.1
+func (c *Conn) receiveSealed(head []byte, n int) error {
+	id, size, ok := crypt.SealedFor(head)
+	if !ok || n < crypt.SealRoom+wire.HeaderSize || int(size) != n-crypt.SealRoom {
+		return fmt.Errorf("%w: sealed message of %d bytes says to hold %d", ErrProtocol, n, size)
+	}
+	s := c.session(id)
+	if s == nil || s.ch.sealer == nil {
+		return fmt.Errorf("%w: sealed message for an unknown session %#x", ErrProtocol, id)
+	}
+	f, err := c.readFrame(n)
+	if err != nil {
+		return err
+	}
+	if n <= openInline {
+		return c.open(sealedFrame{f, s})
+	}
+	// When all openers are busy this waits, and so bounds the memory of messages that are not opened yet.
+	c.sealed <- sealedFrame{f, s}
+	return nil
+}
+
+// session returns the session with the id, or nil.
+func (c *Conn) session(id uint64) *Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == nil || c.last.id != id {
+		c.last = c.sessions[id]
+	}
+	return c.last
+}
+
+// openLoop opens large sealed messages. It goes on after the connection has failed, so that the reader can always hand one over.
+func (c *Conn) openLoop() {
+	for m := range c.sealed {
+		if err := c.open(m); err != nil {
+			c.fail(err)
+		}
+	}
+}
+
+// open opens a sealed message and hands out what is in it. It gives up the frame.
+func (c *Conn) open(m sealedFrame) error {
+	defer m.f.unref()
+	msg, err := m.sess.ch.sealer.Open(m.f.b)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrSecurity, err)
+	}
+	return c.dispatch(m.f, msg, m.sess)
+}
+
+// dispatch hands out the replies in b, which lies in f: one, or several that are compounded. sealed is the session for which the message was opened,
+// nil if it was not sealed. [MS-SMB2] 3.2.5.1.9
+func (c *Conn) dispatch(f *frame, b []byte, sealed *Session) error {
+	for {
+		h, err := wire.ParseHeader(b)
+		if err != nil {
+			return protocolError(err)
+		}
+		msg, next := b, int(h.NextCommand)
+		if next != 0 {
+			if next < wire.HeaderSize || next%8 != 0 || next > len(b)-wire.HeaderSize {
+				return fmt.Errorf("%w: NextCommand %d in %d bytes", ErrProtocol, next, len(b))
+			}
+			msg = b[:next:next]
+		}
+		if sealed != nil && h.SessionID != sealed.id {
+			return fmt.Errorf("%w: message of session %#x sealed for %#x", ErrSecurity, h.SessionID, sealed.id)
+		}
+		if h.Flags&wire.FlagServerToRedir == 0 {
+			return fmt.Errorf("%w: server sent a request: %s", ErrProtocol, h.Command)
+		}
+		if err := c.deliver(f, &h, msg, sealed != nil); err != nil {
+			return err
+		}
+		if next == 0 {
+			return nil
+		}
+		b = b[next:]
+	}
+}
+
+// deliver hands one reply to whoever waits for it.
+func (c *Conn) deliver(f *frame, h *wire.Header, msg []byte, opened bool) error {
+	if h.MessageID == noMessageID {
+		c.notified(h, msg)
+		return nil
+	}
+	c.mu.Lock()
+	r := c.table[h.MessageID]
+	if r == nil {
+		c.mu.Unlock()
+		c.log.Debug("dropped a reply that nobody waits for", "server", c.addr, "command", h.Command, "message_id", h.MessageID)
+		return nil
+	}
+	if r.cmd != h.Command {
+		c.mu.Unlock()
+		return fmt.Errorf("%w: %s reply to a %s request", ErrProtocol, h.Command, r.cmd)
+	}
+	if ntstatus.Status(h.Status) == ntstatus.Pending {
+		if h.Flags&wire.FlagAsync != 0 {
+			r.async, r.asyncID = true, h.AsyncID
+		}
+		c.w.grant(r, int(h.Credits), false)
+		woken, dry := c.admit()
+		c.mu.Unlock()
+		return c.settled(woken, dry)
+	}
+	abandoned := r.state == stateAbandoned
+	r.state = stateDelivered
+	woken, dry := c.settle(r, h)
+	c.mu.Unlock()
+	err := c.settled(woken, dry)
+
+	r.h, r.msg, r.frame, r.opened = *h, msg, f, opened
+	f.ref()
+	if abandoned {
+		c.orphan(r)
+	} else {
+		r.done <- struct{}{}
+	}
+	return err
+}
+
+// notified handles what the server sends on its own account. This client asks for no oplocks, so a break that comes all the same
+// concerns nobody; lease breaks and unknown notifications likewise. [MS-SMB2] 3.2.5.1.2, 3.2.5.19
+func (c *Conn) notified(h *wire.Header, msg []byte) {
+	if h.Command != wire.CmdOplockBreak {
+		c.log.Debug("dropped a notification", "server", c.addr, "command", h.Command)
+		return
+	}
+	b, err := wire.ParseOplockBreakNotification(msg)
+	if err != nil {
+		c.log.Debug("dropped an oplock break", "server", c.addr, "error", err)
+		return
+	}
+	if c.cfg.OnOplockBreak != nil {
+		c.cfg.OnOplockBreak(b)
+	}
+}
+
+// orphan disposes of the reply to an abandoned request. What it has opened at the server is closed again. It takes over r.
+func (c *Conn) orphan(r *request) {
+	if ntstatus.Status(r.h.Status) != ntstatus.Success || r.cmd != wire.CmdCreate && r.cmd != wire.CmdTreeConnect {
+		r.unref()
+		return
+	}
+	// The reader, who calls this, counts as long as it runs.
+	c.wg.Go(func() {
+		defer r.unref()
+		if err := r.verify(); err != nil {
+			c.fail(err)
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		s := r.sess
+		switch r.cmd {
+		case wire.CmdCreate:
+			if v, err := wire.ParseCreateResponse(r.msg); err == nil {
+				_ = s.closeFile(ctx, r.tree, r.seal, v.FileID)
+			}
+		case wire.CmdTreeConnect:
+			_ = s.disconnectTree(ctx, r.h.TreeID, r.seal)
+		}
+	})
+}
+
+// expect returns an error unless the reply has status Success and parse accepts it.
+func (r *request) expect(op, path string, parse func([]byte) error) error {
+	if s := ntstatus.Status(r.h.Status); s != ntstatus.Success {
+		return statusError(op, path, s)
+	}
+	if err := parse(r.msg); err != nil {
+		return r.c.malformed(op, path, err)
+	}
+	return nil
+}
+
+// malformed ends the connection because of a reply that cannot be understood, and returns the error for the caller.
+func (c *Conn) malformed(op, path string, err error) error {
+	c.fail(protocolError(err))
+	return wrap(op, path, c.Err())
+}
+
+func protocolError(err error) error { return fmt.Errorf("%w: %w", ErrProtocol, err) }
