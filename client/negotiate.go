@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"time"
@@ -122,7 +123,7 @@ func explain(ctx context.Context, addr string, cfg Config, cause error) error {
 	}
 	probe := cfg
 	probe.MinDialect, probe.MaxDialect, probe.Unsigned, probe.Tap = wire.Dialect202, wire.Dialect311, true, nil
-	probe.Logger = discard
+	probe.Logger = slog.New(slog.DiscardHandler)
 	if c, err := dial(ctx, addr, probe); err == nil {
 		d := c.neg.dialect
 		_ = c.Close()

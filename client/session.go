@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,8 +13,6 @@ import (
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
 )
-
-var discard = slog.New(slog.DiscardHandler)
 
 // SessionOptions say what kind of session is acceptable. The zero value refuses guest sessions.
 type SessionOptions struct {
@@ -48,14 +45,20 @@ type Session struct {
 	trees map[*Tree]bool
 }
 
-// Session authenticates with a, which is used up by it. A session that turns out as guest is refused unless opts allow it, an anonymous one unless a
-// asks for it. [MS-SMB2] 3.2.4.2.3, 3.2.5.3
-func (c *Conn) Session(ctx context.Context, a auth.Initiator, opts SessionOptions) (*Session, error) {
+// Session logs a user on by NTLM. See SessionWith.
+func (c *Conn) Session(ctx context.Context, user auth.Credentials, opts SessionOptions) (*Session, error) {
+	return c.SessionWith(ctx, opts, auth.NTLM(user, "cifs/"+c.server))
+}
+
+// SessionWith authenticates by one of the mechanisms, in order of preference, which are used up by it. A session that turns out as guest is refused
+// unless opts allow it, an anonymous one unless the mechanism asks for it. [MS-SMB2] 3.2.4.2.3, 3.2.5.3
+func (c *Conn) SessionWith(ctx context.Context, opts SessionOptions, mechs ...auth.MechInitiator) (*Session, error) {
 	s := &Session{c: c, trees: map[*Tree]bool{}}
-	if err := s.setup(ctx, a, opts); err != nil {
-		if s.id != 0 && c.Err() == nil && s.ch.signer == nil {
-			c.log.Debug("authentication failed", "server", c.addr, "error", err)
-		}
+	a, err := auth.NewInitiator(c.neg.token, mechs...)
+	if err == nil {
+		err = s.setup(ctx, a, opts)
+	}
+	if err != nil {
 		return nil, wrap("log on to "+c.server, "", err)
 	}
 	c.log.Info("logged on", "server", c.addr, "user", s.identity, "sealed", s.seal, "signed", !s.unsigned)

@@ -133,7 +133,7 @@ func (s *Server) start(opts Options) error {
 		return fmt.Errorf("smbpasswd: %w: %s", err, out)
 	}
 	s.out = &buffer{}
-	s.cmd = exec.Command("smbd", "-F", "--debug-stdout", "-s", s.Conf)
+	s.cmd = exec.Command("smbd", "-F", "--no-process-group", "--debug-stdout", "-s", s.Conf)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	// smbd has a process for each connection; one group ends them together.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
