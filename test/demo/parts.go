@@ -165,7 +165,7 @@ func (d *demo) shared() error {
 			if out, err := pr("node-a", "reserve", "--key", "0xa1", "--type", "wero"); err != nil {
 				return out, err
 			}
-			return pr("node-a", "show")
+			return pr("node-a", "status")
 		}},
 		step{"node-b's write is refused now, and its read is not", func() (string, error) {
 			out, err := qemuIO(b, "write -P 0x5a 480M 4k")
