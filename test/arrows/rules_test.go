@@ -49,7 +49,8 @@ var foreign = map[string][]string{
 
 // sleepers are the files of tests that may call time.Sleep, with the reason why there is nothing to wait for instead.
 var sleepers = map[string]string{
-	"test/leak/leak.go": "the runtime has no event for the end of a goroutine, so it is asked again and again",
+	"test/leak/leak.go":           "the runtime has no event for the end of a goroutine, so it is asked again and again",
+	"test/bench/nbdbench/main.go": "a disk that takes a while is what it measures with -delay",
 }
 
 // maxLines is when a file no longer fits in the head.

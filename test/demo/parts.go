@@ -380,25 +380,25 @@ func (d *demo) judge() error {
 
 // samba is part 4.
 func (d *demo) samba() error {
-	var uri, addr string
+	var uri, url string
 	err := d.steps(
 		step{"Start a private smbd on loopback", func() (string, error) {
 			var (
 				err     error
 				version string
 			)
-			addr, version, err = d.startSmbd()
-			return version + " at " + addr, err
+			url, version, err = d.startSmbd()
+			return version + ", " + url, err
 		}},
 		step{"Asked for a shared disk, vdbridge says that this server has none", func() (string, error) {
-			out, err := d.vd.Run(d.ctx, append(append([]string{"info", "--mode", "rsvd"}, d.vd.ClientArgs()...), lab.URL(addr, diskFile))...)
+			out, err := d.vd.Run(d.ctx, append(append([]string{"info", "--mode", "rsvd"}, d.vd.ClientArgs()...), url)...)
 			if err == nil {
 				return "", fmt.Errorf("it found one:\n%s", out)
 			}
 			return out, nil
 		}},
 		step{"Export the disk in plain mode: `vdbridge nbd`", func() (_ string, err error) {
-			uri, _, err = d.export("plain", lab.URL(addr, diskFile))
+			uri, _, err = d.export("plain", url)
 			return uri, err
 		}},
 		step{"Read all of it with nbdcopy; e2fsck finds the file system in order", func() (string, error) {
@@ -413,7 +413,7 @@ func (d *demo) samba() error {
 	if err != nil {
 		return err
 	}
-	if err := d.mountAndWork(lab.URL(addr, diskFile), "file", "samba"); err != nil {
+	if err := d.mountAndWork(url, "file", "samba"); err != nil {
 		return err
 	}
 	if err := d.clean(); err != nil {

@@ -2,98 +2,39 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"vdbridge/test/lab"
+	"vdbridge/test/smbd"
 	"vdbridge/test/vm"
 )
 
 // background is for undoing things, which happens also when the demonstration was interrupted.
 func background() context.Context { return context.Background() }
 
-// startSmbd starts Debian's Samba for the disks, with a configuration, users and state of its own.
-func (d *demo) startSmbd() (addr, version string, err error) {
-	if addr, err = lab.FreeAddr(); err != nil {
-		return "", "", err
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", "", err
-	}
-	me, err := user.Current()
-	if err != nil {
-		return "", "", err
-	}
-	state := d.path("samba-state")
-	if err := os.Mkdir(state, 0o755); err != nil {
-		return "", "", err
-	}
-	conf := filepath.Join(state, "smb.conf")
-	text := strings.NewReplacer("STATE", state, "DISKS", d.disks, "HOST", host, "PORT", port, "SHARE", lab.Share,
-		"USERMAP", filepath.Join(state, "usermap"), "ME", me.Username).Replace(`[global]
-	workgroup = DEMO
-	server role = standalone server
-	interfaces = HOST
-	bind interfaces only = yes
-	smb ports = PORT
-	disable netbios = yes
-	state directory = STATE
-	lock directory = STATE
-	private dir = STATE
-	pid directory = STATE
-	cache directory = STATE
-	ncalrpc dir = STATE
-	log file = STATE/log
-	passdb backend = tdbsam:STATE/passdb.tdb
-	username map = USERMAP
-	server min protocol = SMB3_00
-	server signing = mandatory
-	load printers = no
-[SHARE]
-	path = DISKS
-	read only = no
-	force user = ME
-`)
-	err = errors.Join(
-		os.WriteFile(conf, []byte(text), 0o644),
-		os.WriteFile(filepath.Join(state, "usermap"), []byte(me.Username+" = "+lab.User+"\n"), 0o644),
-	)
-	if err != nil {
-		return "", "", err
-	}
-	passwd, err := lab.Look("smbpasswd")
-	if err != nil {
-		return "", "", err
-	}
-	cmd := exec.CommandContext(d.ctx, passwd, "-c", conf, "-L", "-s", "-a", me.Username)
-	cmd.Stdin = strings.NewReader(lab.Password + "\n" + lab.Password + "\n")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", "", fmt.Errorf("smbpasswd: %w\n%s", err, out)
-	}
-	smbd, err := lab.Look("smbd")
-	if err != nil {
-		return "", "", err
-	}
+// startSmbd starts Debian's Samba for the disks, with a configuration, users and state of its own. It returns the URL of the disk there.
+func (d *demo) startSmbd() (url, version string, err error) {
 	version, err = d.run("smbd", "--version")
 	if err != nil {
 		return "", "", err
 	}
-	p, err := lab.Start(exec.Command(smbd, "-F", "--no-process-group", "-s", conf, "--debug-stdout"), nil)
+	s, err := smbd.Run(smbd.Options{MinProtocol: "SMB3_00", Signing: "mandatory", Share: []string{"path = " + d.disks}})
 	if err != nil {
 		return "", "", err
 	}
-	d.later(func() error { _ = p.Stop(10 * time.Second); return nil })
-	ctx, cancel := context.WithTimeout(d.ctx, lab.ReadyTimeout)
-	defer cancel()
-	return addr, strings.TrimSpace(version), p.WaitListen(ctx, "tcp", addr, nil)
+	d.later(s.Stop)
+	private := d.path("private-samba")
+	if err := os.Mkdir(private, 0o700); err != nil {
+		return "", "", err
+	}
+	ours := d.vd
+	d.later(func() error { d.vd = ours; return nil })
+	d.vd, err = lab.NewProgramFor(ours.Bin, private, s.User, s.Password)
+	return "smb://" + s.User + "@" + s.Addr + "/" + s.Share + "/" + diskFile, strings.TrimSpace(version), err
 }
 
 // kernel is part 5.

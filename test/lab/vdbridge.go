@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,12 +30,15 @@ type Program struct {
 	Start func(*exec.Cmd) error
 }
 
-// NewProgram prepares the folder dir, which must exist.
-func NewProgram(bin, dir string) (*Program, error) {
+// NewProgram prepares the folder dir, which must exist, for User.
+func NewProgram(bin, dir string) (*Program, error) { return NewProgramFor(bin, dir, User, Password) }
+
+// NewProgramFor prepares the folder dir, which must exist, for another user.
+func NewProgramFor(bin, dir, user, password string) (*Program, error) {
 	p := &Program{Bin: bin, Dir: dir}
 	return p, errors.Join(
-		os.WriteFile(p.file("users"), []byte(User+":"+Password+"\n"), 0o600),
-		os.WriteFile(p.file("password"), []byte(Password+"\n"), 0o600),
+		os.WriteFile(p.file("users"), []byte(user+":"+password+"\n"), 0o600),
+		os.WriteFile(p.file("password"), []byte(password+"\n"), 0o600),
 	)
 }
 
@@ -111,15 +113,6 @@ func (p *Program) Mount(ctx context.Context, url, dir string, more ...string) (*
 	args := append([]string{"mount"}, p.ClientArgs()...)
 	proc, _, err := p.start(ctx, append(append(args, more...), url, dir)...)
 	return proc, err
-}
-
-// FreeAddr returns a loopback address with a port that nobody uses right now.
-func FreeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return ln.Addr().String(), ln.Close()
 }
 
 // Run runs another program to its end and returns its standard output and error together.

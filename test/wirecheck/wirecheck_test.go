@@ -14,8 +14,8 @@ import (
 
 // The create contexts by which a shared disk is opened, [MS-SMB2] 2.2.13.2, and FSCTL codes, [MS-RSVD] 2.2.1.
 const (
-	fsctlSupport  = "0x00090300" // FSCTL_QUERY_SHARED_VIRTUAL_DISK_SUPPORT
-	fsctlTunnel   = "0x00090304" // FSCTL_SVHDX_SYNC_TUNNEL_REQUEST
+	fsctlSupport = "0x00090300" // FSCTL_QUERY_SHARED_VIRTUAL_DISK_SUPPORT
+	fsctlTunnel  = "0x00090304" // FSCTL_SVHDX_SYNC_TUNNEL_REQUEST
 )
 
 // session is one capture: a disk is opened, written and read through an NBD export, and closed.
@@ -201,7 +201,7 @@ func checkSharedFields(t *testing.T, side string, s session, messages []Message)
 	}
 	if host, err := os.Hostname(); err == nil {
 		host, _, _ = strings.Cut(host, ".")
-		if got := create.Field("smb2.svhdx_open_device_context.initiator_host_name"); got != host {
+		if got := create.Field("smb2.svhdx_open_device_context.host_name"); got != host {
 			t.Errorf("%s: the initiator host name on the wire is %q, ours is %q", side, got, host)
 		}
 	}
