@@ -174,3 +174,31 @@ func classOfErrno(e syscall.Errno) Class {
 	}
 	return ClassIO
 }
+
+// classOfSCSI classifies a command that the logical unit refused.
+func classOfSCSI(e *scsi.Error) Class {
+	if e.Status == scsi.ReservationConflict {
+		return ClassConflict
+	}
+	switch e.Sense.Key {
+	case scsi.DataProtect:
+		if e.Sense.Code() == scsi.CodeSpaceAllocation {
+			return ClassNoSpace
+		}
+		return ClassReadOnly
+	case scsi.UnitAttention:
+		if c := e.Sense.Code(); c == scsi.CodeReservationsPreempted || c == scsi.CodeRegistrationsPreempted {
+			return ClassConflict
+		}
+	case scsi.IllegalRequest:
+		if e.Sense.Code() == scsi.CodeInvalidOpCode {
+			return ClassUnsupported
+		}
+	}
+	return ClassIO
+}
+
+// isOutOfRange says that the unit found the request beyond its end.
+func isOutOfRange(e *scsi.Error) bool {
+	return e.Sense.Key == scsi.IllegalRequest && e.Sense.Code() == scsi.CodeLBAOutOfRange
+}

@@ -1,0 +1,185 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vdbridge/client"
+	"vdbridge/rsvd"
+	"vdbridge/smb/wire"
+	"vdbridge/vhdx"
+)
+
+// Open opens the disk at loc. With ModeAuto it is a shared disk if the server has MS-RSVD, otherwise the image file, for us alone. Errors have
+// a sentence for the user. Close ends everything that Open began.
+func Open(ctx context.Context, loc Location, o Options) (_ *Disk, err error) {
+	if loc.Local {
+		return openLocal(ctx, loc, o)
+	}
+	if loc.Path == "" {
+		return nil, Usagef("%s names no file; give smb://user@host/share/disk.vhdx", loc)
+	}
+	r, err := Connect(ctx, loc, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = r.Close()
+		}
+	}()
+	if o.Mode != ModeFile {
+		d, err := r.openShared(ctx, o)
+		if err == nil {
+			return d, nil
+		}
+		if o.Mode == ModeRSVD || !errors.Is(err, rsvd.ErrNotSupported) {
+			return nil, err
+		}
+		o.logger().Info("the server has no shared disks; the image file is opened for this host alone", "disk", loc.String(), "reason", err)
+	}
+	return r.openImage(ctx, o)
+}
+
+// openShared opens the file as a shared disk.
+func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error) {
+	who, err := o.initiator(r.loc)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			who.Release()
+		}
+	}()
+	n := r.conn.Info()
+	create := func(ctx context.Context, req *wire.CreateRequest) (rsvd.File, []wire.CreateContext, error) {
+		f, err := r.tree.Open(ctx, req.Name, openOptions(req))
+		if err != nil {
+			return nil, nil, err
+		}
+		return &smbFile{f, n.MaxTransact}, f.Reply().Contexts, nil
+	}
+	rd, err := rsvd.Open(ctx, create, rsvd.Options{
+		Path: r.loc.Path, Dialect: n.Dialect, Version: o.RSVDVersion, InitiatorID: who.ID, HostName: who.Host, IO: o.IO, ReadOnly: o.ReadOnly, Logger: o.Logger,
+	})
+	switch {
+	case errors.Is(err, rsvd.ErrNotSupported):
+		return nil, &Error{ClassUnsupported, fmt.Sprintf("%s does not offer shared virtual disks (MS-RSVD) for %s: use --mode file to open it for this host alone", r.loc.Host, r.loc), err}
+	case errors.Is(err, rsvd.ErrWrongFileType):
+		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image that the server can share: it is of another kind, a differencing image, or damaged ('vdbridge check' says which)", r.loc), err}
+	case err != nil:
+		return nil, explainOpen(r.loc, err)
+	}
+	d := newDisk(rd, r.loc, ModeRSVD, o.logger())
+	d.remote, d.initiator = r, who
+	return d, nil
+}
+
+// openFile opens the file itself. Nobody else may have it open for writing, and with write nobody at all: two that interpret one image would
+// destroy it.
+func (r *Remote) openFile(ctx context.Context, write bool) (*client.File, error) {
+	oo := client.OpenOptions{
+		Access: wire.AccessReadData | wire.AccessReadAttributes | wire.AccessReadControl, Share: wire.ShareRead,
+		Disposition: wire.FileOpen, Options: wire.OptNonDirectoryFile | wire.OptRandomAccess,
+	}
+	if write {
+		oo.Access |= wire.AccessWriteData | wire.AccessAppendData | wire.AccessWriteAttributes
+		oo.Share = 0
+	}
+	f, err := r.tree.Open(ctx, r.loc.Path, oo)
+	if err != nil {
+		return nil, explainOpen(r.loc, err)
+	}
+	return f, nil
+}
+
+func (r *Remote) openImage(ctx context.Context, o Options) (*Disk, error) {
+	f, err := r.openFile(ctx, !o.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	img, err := vhdx.Open(ctx, backing{f}, vhdx.Options{ReadOnly: o.ReadOnly, Logger: o.Logger})
+	if err != nil {
+		return nil, errors.Join(explainImage(r.loc, err), f.Close())
+	}
+	d := newDisk(img, r.loc, ModeFile, o.logger())
+	d.remote = r
+	return d, nil
+}
+
+func openLocal(ctx context.Context, loc Location, o Options) (*Disk, error) {
+	if o.Mode == ModeRSVD {
+		return nil, Usagef("%s is a local file; a shared disk (--mode rsvd) is on a server", loc)
+	}
+	img, err := vhdx.OpenFile(ctx, loc.Path, vhdx.Options{ReadOnly: o.ReadOnly, Logger: o.Logger})
+	if err != nil {
+		return nil, explainImage(loc, err)
+	}
+	return newDisk(img, loc, ModeFile, o.logger()), nil
+}
+
+// explainImage makes the sentence for an image that cannot be interpreted.
+func explainImage(loc Location, err error) error {
+	var corrupt *vhdx.CorruptError
+	switch {
+	case errors.Is(err, vhdx.ErrNotVHDX):
+		return &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image; 'qemu-img convert -O vhdx' makes one of images of other kinds", loc), err}
+	case errors.Is(err, vhdx.ErrDifferencing):
+		return &Error{ClassUnsupported, fmt.Sprintf("%s is a differencing image (a disk with a parent), which is not supported yet: merge it into its parent first", loc), err}
+	case errors.As(err, &corrupt):
+		return &Error{ClassCorrupt, fmt.Sprintf("%s is damaged (%v): 'vdbridge check' lists what is wrong; restore it from a copy", loc, corrupt), err}
+	case errors.Is(err, vhdx.ErrCorrupt):
+		return &Error{ClassCorrupt, fmt.Sprintf("%s is damaged: %v", loc, err), err}
+	}
+	return explainOpen(loc, err)
+}
+
+// AttachmentFor settles which initiator a command acts for that changes reservations: the one named; or else the only one that this host has for the
+// disk. alone says that no running process is that initiator.
+func AttachmentFor(loc Location, o *Options) (alone bool, err error) {
+	if o.InitiatorID != nil {
+		return false, nil
+	}
+	dir := o.StateDir
+	if dir == "" {
+		dir = DefaultStateDir()
+	}
+	if o.Attachment == "" {
+		names, err := KnownInitiators(dir, loc)
+		if err != nil {
+			return false, err
+		}
+		switch len(names) {
+		case 0:
+			o.Attachment = "pr"
+		case 1:
+			o.Attachment = names[0]
+		default:
+			return false, Usagef("this host has several initiators for %s: say which with --initiator NAME (%s)", loc, joinQuoted(names))
+		}
+	}
+	i, err := AcquireInitiator(dir, loc, o.Attachment, false)
+	var busy *InitiatorBusyError
+	if errors.As(err, &busy) {
+		o.ShareInitiator = true
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	i.Release()
+	return true, nil
+}
+
+func joinQuoted(names []string) string {
+	s := ""
+	for i, n := range names {
+		if i > 0 {
+			s += ", "
+		}
+		s += fmt.Sprintf("%q", n)
+	}
+	return s
+}
