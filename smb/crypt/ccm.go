@@ -28,7 +28,6 @@ type ccmState struct {
 	counter [blockSize]byte // A_i of RFC 3610 2.3
 	stream  [blockSize]byte
 	b0      [blockSize]byte
-	head    [blockSize]byte
 	saved   [blockSize]byte
 	tag     [blockSize]byte
 }

@@ -21,7 +21,6 @@ type cbcState struct {
 	n    int             // bytes in tail
 	mac  [blockSize]byte
 	zero [blockSize]byte
-	tmp  [2 * blockSize]byte
 	out  [2048]byte
 }
 
