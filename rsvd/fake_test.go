@@ -50,15 +50,15 @@ func newFake(size int) *fake {
 }
 
 func (f *fake) note(format string, args ...any) {
-	if !f.quiet {
-		f.log = append(f.log, fmt.Sprintf(format, args...))
-	}
+	f.log = append(f.log, fmt.Sprintf(format, args...))
 }
 
 func (f *fake) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.note("READ %d@%d", len(p), off)
+	if !f.quiet {
+		f.note("READ %d@%d", len(p), off)
+	}
 	if f.onIO != nil {
 		if err := f.onIO("READ", off); err != nil {
 			return 0, err
@@ -70,7 +70,9 @@ func (f *fake) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
 func (f *fake) WriteAt(_ context.Context, p []byte, off int64) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.note("WRITE %d@%d", len(p), off)
+	if !f.quiet {
+		f.note("WRITE %d@%d", len(p), off)
+	}
 	if f.onIO != nil {
 		if err := f.onIO("WRITE", off); err != nil {
 			return 0, err
@@ -254,9 +256,11 @@ func (f *fake) unit(cdb, data []byte, want int, place []byte) scsiReply {
 		if !f.prov {
 			break
 		}
-		off, n := int64(be.Uint64(cdb[2:])), int64(be.Uint32(cdb[10:]))
+		var off, n int64
 		if scsi.OpCode(cdb[0]) == scsi.OpUnmap {
 			off, n = int64(be.Uint64(data[8:])), int64(be.Uint32(data[16:]))
+		} else {
+			off, n = int64(be.Uint64(cdb[2:])), int64(be.Uint32(cdb[10:]))
 		}
 		clear(f.data[off*sector : (off+n)*sector])
 		return scsiReply{}

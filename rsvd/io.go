@@ -71,18 +71,19 @@ const splitWays = 4
 
 // split carries out a request that is larger than one SCSI command may be.
 func (d *Disk) split(ctx context.Context, p []byte, off int64, part func(context.Context, []byte, int64) error) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(splitWays)
-	for len(p) > 0 && ctx.Err() == nil {
+	for len(p) > 0 && gctx.Err() == nil {
 		n := min(len(p), d.maxRW)
 		q, at := p[:n], off
-		g.Go(func() error { return part(ctx, q, at) })
+		g.Go(func() error { return part(gctx, q, at) })
 		p, off = p[n:], off+int64(n)
 	}
-	if err := g.Wait(); err != nil {
-		return err
+	err := g.Wait()
+	if err == nil && len(p) > 0 {
+		err = ctx.Err() // the caller gave up before all parts were sent
 	}
-	return context.Cause(ctx)
+	return err
 }
 
 // readSMB reads by SMB2 READ.
