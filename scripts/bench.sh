@@ -19,7 +19,7 @@ section() { # NAME TITLE COMMAND…
 	printf '\n### %s\n\n' "$2" >>$out
 	"${@:3}" >>$out
 }
-peers() { (cd test/bench/peers && "$GO" run . -seconds "$seconds" -rounds "$rounds"); }
+peers() { (cd test/bench/peers && "$GO" run . -rounds "$rounds"); }
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
 cat >$out <<EOF

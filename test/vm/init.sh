@@ -6,7 +6,7 @@ busybox=$(command -v busybox)
 b() { "$busybox" "$@"; }
 
 b mount -t proc proc /proc
-work= modules= addr= share=
+work="" modules="" addr="" share=""
 for arg in $(b cat /proc/cmdline); do
 	case $arg in
 	vm.work=*) work=${arg#*=} ;;
