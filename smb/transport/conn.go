@@ -78,8 +78,8 @@ type TryWriter interface {
 // Tap sees every message of a connection, for captures. Its methods must not block for long, and must not keep or change
 // what they are given. Sent is called by the writing goroutine before the message goes out, Received by the reading goroutine.
 type Tap interface {
-	// Sent is given one whole message, as its segments, without framing.
-	Sent(segments [][]byte)
+	// Sent is given one whole message.
+	Sent(m Message)
 	// Received is given the next piece of the message that is being received; remaining bytes of that message are still to
 	// come. A message without bytes is one empty piece.
 	Received(piece []byte, remaining int)
