@@ -5,7 +5,6 @@ cd "$(dirname "$0")/.."
 GO=${GO:-go}
 export PATH=$PATH:/usr/sbin:/sbin
 export VDBRIDGE_REQUIRE_TOOLS=1
-export VDBRIDGE_BIN=$PWD/bin/vdbridge
 start=$SECONDS
 
 echo "== lint"
@@ -16,30 +15,35 @@ if [ "$(id -u)" != 0 ]; then
 	echo "== note: not root: tests that mount or boot guests will fail; run 'make test' as root"
 fi
 
-# All packages that have tests; the guests come last, on their own, as they want the machine for themselves.
-list() { $GO list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...; }
-guests=$(list | grep /test/vm || true)
-units=$(list | grep -v /test/vm)
+# All packages that have tests, in three groups: ordinary ones, with the race detector; those that run the program as a process, with a program built
+# with the race detector; and those that want the machine for themselves: real kernels, and what counts allocations.
+list() { "$GO" list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...; }
+alone='/test/(vm|allocs)(/|$)'
+program='/test/(wirecheck|soak)(/|$)'
+mapfile -t alones < <(list | grep -E "$alone")
+mapfile -t programs < <(list | grep -E "$program")
+mapfile -t units < <(list | grep -Ev "$alone|$program")
 
 mkdir -p build
-$GO build -o build/testsum ./test/testsum
+"$GO" build -o build/testsum ./test/testsum
 rc=0
 run() { # NAME go-test-arguments…
 	local name=$1
 	shift
-	$GO test -count=1 -timeout 15m -json ${RUN:+-run "$RUN"} "$@" | build/testsum -save "build/$name.tests" || rc=1
+	"$GO" test -count=1 -timeout 15m -json ${RUN:+-run "$RUN"} "$@" | build/testsum -save "build/$name.tests" || rc=1
+	results+=("build/$name.tests")
 }
+results=()
 
-echo "== tests with the race detector: $(wc -w <<<"$units") packages"
-# shellcheck disable=SC2086
-run units -race -p 2 $units
-results=(build/units.tests)
-if [ -n "$guests" ]; then
-	echo "== tests with real kernels"
-	# shellcheck disable=SC2086
-	run guests -p 1 $guests
-	results+=(build/guests.tests)
-fi
+echo "== tests with the race detector: ${#units[@]} packages"
+run units -race -p 2 "${units[@]}"
+
+echo "== the whole program, built with the race detector (${SECONDS}s)"
+"$GO" build -race -o build/vdbridge-race ./cmd/vdbridge
+VDBRIDGE_BIN=$PWD/build/vdbridge-race run programs -p 1 "${programs[@]}"
+
+echo "== real kernels, and counting allocations (${SECONDS}s)"
+VDBRIDGE_BIN=$PWD/bin/vdbridge run alone -p 1 "${alones[@]}"
 
 echo
 echo "== summary after $((SECONDS - start))s"

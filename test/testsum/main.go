@@ -1,13 +1,14 @@
 // Command testsum turns `go test -json` into something to read: a line for each package as it ends, the whole output of what failed,
 // and every skipped test with its reason, so that no skip stays unseen.
 //
-//	go test -json ./... | testsum -save FILE     passes on what happens and keeps the results; fails when a test failed or none ran
-//	testsum -summary FILE…                       prints the results of several runs together
+//	go test -json ./... | testsum -save FILE     passes on what happens and keeps the results; fails when a test failed
+//	testsum -summary FILE…                       prints the results of several runs together; fails also when no test ran
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -153,11 +154,8 @@ func follow(r io.Reader, w io.Writer, path string) error {
 }
 
 func (r *results) verdict() error {
-	switch {
-	case len(r.Failures) > 0:
-		return fmt.Errorf("%d failed", len(r.Failures))
-	case r.Passed == 0:
-		return fmt.Errorf("no test ran")
+	if n := len(r.Failures); n > 0 {
+		return fmt.Errorf("%d failed", n)
 	}
 	return nil
 }
@@ -216,5 +214,8 @@ func summarise(w io.Writer, paths []string) error {
 		fmt.Fprintln(w, l)
 	}
 	fmt.Fprintf(w, "%d passed, %d failed, %d skipped\n", all.Passed, all.Failed, all.Skipped)
+	if all.Passed == 0 {
+		return errors.New("no test ran")
+	}
 	return all.verdict()
 }
