@@ -267,7 +267,7 @@ func (n *Nexus) modeSense(_ context.Context, _ ticket, cdb, _, in []byte) Result
 	if len(pages) == 0 {
 		return badCDBBit(2, 5)
 	}
-	m := scsi.ModeData{WriteProtect: n.lu.disk.ReadOnly(), DPOFUA: true, HasBlocks: !c.NoBlockDescriptor, Blocks: n.lu.capacity(),
+	m := scsi.ModeData{WriteProtect: n.readOnly, DPOFUA: true, HasBlocks: !c.NoBlockDescriptor, Blocks: n.lu.capacity(),
 		BlockLength: uint32(n.lu.bs), Pages: pages}
 	if c.Long {
 		return give(in, m.Append10(nil, c.LongLBA), uint64(c.Alloc))

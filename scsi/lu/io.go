@@ -153,9 +153,9 @@ func (n *Nexus) read(ctx context.Context, tk ticket, p []byte, off int64) Result
 	return Result{}
 }
 
-// writable refuses changes to a read-only disk.
+// writable refuses changes to a read-only disk, and through a read-only nexus.
 func (n *Nexus) writable() (Result, bool) {
-	if n.lu.disk.ReadOnly() {
+	if n.readOnly {
 		return fail(scsi.NewSense(scsi.DataProtect, scsi.CodeWriteProtected)), false
 	}
 	return Result{}, true
@@ -302,7 +302,7 @@ func (n *Nexus) startStop(ctx context.Context, _ ticket, cdb, _, _ []byte) Resul
 		return malformedCDB()
 	case c.LoadEject:
 		return badCDBBit(4, 1)
-	case c.PowerCondition == 0 && !c.Start && !c.NoFlush && !n.lu.disk.ReadOnly():
+	case c.PowerCondition == 0 && !c.Start && !c.NoFlush && !n.readOnly:
 		return n.flush(ctx, 0)
 	}
 	return Result{}

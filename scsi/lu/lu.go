@@ -58,11 +58,7 @@ type LU struct {
 	mu         sync.Mutex
 	pr         *prState // never changed in place
 	initiators map[InitiatorID]*initiator
-	closed     bool
 }
-
-// ErrClosed is returned by commands on a nexus that has been detached.
-var ErrClosed = errors.New("nexus is detached")
 
 // New makes a logical unit and, with Options.State, restores the reservations that were kept. Initiators restored in this way find a unit
 // attention "power on occurred". The disk stays the caller's.
@@ -115,18 +111,20 @@ func (l *LU) initiator(id InitiatorID) *initiator {
 
 // Nexus is an initiator's way to the unit. Its methods may be called at the same time, but for Detach, which comes last.
 type Nexus struct {
-	lu   *LU
-	i    *initiator
-	once sync.Once
+	lu       *LU
+	i        *initiator
+	readOnly bool
+	once     sync.Once
 }
 
-// Attach opens a nexus for an initiator.
-func (l *LU) Attach(id InitiatorID) *Nexus {
+// Attach opens a nexus for an initiator. Through a nexus that is readOnly nothing can be changed, neither blocks nor reservations: such
+// commands find the disk write protected.
+func (l *LU) Attach(id InitiatorID, readOnly bool) *Nexus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := l.initiator(id)
 	i.refs++
-	return &Nexus{lu: l, i: i}
+	return &Nexus{lu: l, i: i, readOnly: readOnly || l.disk.ReadOnly()}
 }
 
 // Detach closes the nexus. With the last nexus of an initiator goes its registration, and with that its reservation, unless

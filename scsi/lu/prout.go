@@ -29,6 +29,10 @@ func (n *Nexus) reserveOut(ctx context.Context, cdb, out []byte) Result {
 		return fail(scsi.NewSense(scsi.IllegalRequest, scsi.CodeParameterListLength))
 	}
 	out = out[:c.Length]
+	if n.readOnly && !n.lu.disk.ReadOnly() {
+		r, _ := n.writable()
+		return r
+	}
 	select {
 	case n.lu.change <- struct{}{}:
 	case <-ctx.Done():

@@ -1,0 +1,174 @@
+package svhdx
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"vdbridge/scsi"
+	"vdbridge/scsi/lu"
+	"vdbridge/smb/wire"
+)
+
+// maxStateFile bounds the file of reservations, in bytes: 1024 registrations need less.
+const maxStateFile = 1 << 20
+
+// fileState keeps reservations in a file.
+type fileState struct {
+	path string
+	id   wire.GUID
+	log  *slog.Logger
+}
+
+// FileState keeps the reservations of the disk at path in the hidden file .NAME.reservations beside it, which exists only while there is
+// something to keep. Each change replaces the file as a whole, and is durable when Save returns. A file that is damaged is an
+// error: whoever decides that its reservations may be forgotten removes it. A file of another disk (with another identifier) is ignored.
+func FileState(path string, id wire.GUID, log *slog.Logger) lu.PersistentState {
+	dir, name := filepath.Split(path)
+	return &fileState{filepath.Join(dir, "."+name+".reservations"), id, log}
+}
+
+// stateFile is the file: a state and the SHA-256 of its bytes.
+type stateFile struct {
+	Sum   string          `json:"sha256"`
+	State json.RawMessage `json:"state"`
+}
+
+type stateBody struct {
+	Version       int                 `json:"version"` // 1
+	Disk          string              `json:"disk"`
+	Held          bool                `json:"held"`
+	Type          scsi.PRType         `json:"type"`
+	Holder        string              `json:"holder"`
+	Registrations []stateRegistration `json:"registrations"`
+}
+
+type stateRegistration struct {
+	Initiator string `json:"initiator"`
+	Key       uint64 `json:"key,string"`
+	AllPorts  bool   `json:"all_ports"`
+}
+
+func (f *fileState) Load(context.Context) (*lu.State, error) {
+	file, err := os.Open(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	b, err := io.ReadAll(io.LimitReader(file, maxStateFile+1))
+	if err != nil {
+		return nil, err
+	}
+	s, disk, err := decodeState(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; remove the file if nobody relies on the reservations in it", f.path, err)
+	}
+	if disk != hex.EncodeToString(f.id[:]) {
+		f.log.Warn("reservations of another disk ignored", "file", f.path)
+		return nil, nil
+	}
+	return s, nil
+}
+
+func decodeState(b []byte) (s *lu.State, disk string, err error) {
+	if len(b) > maxStateFile {
+		return nil, "", fmt.Errorf("the file of reservations is longer than %d bytes", maxStateFile)
+	}
+	var file stateFile
+	var body stateBody
+	if err := json.Unmarshal(b, &file); err != nil {
+		return nil, "", fmt.Errorf("the file of reservations is damaged: %w", err)
+	}
+	if sum := sha256.Sum256(file.State); hex.EncodeToString(sum[:]) != file.Sum {
+		return nil, "", errors.New("the file of reservations is damaged: its checksum is wrong")
+	}
+	if err := json.Unmarshal(file.State, &body); err != nil {
+		return nil, "", fmt.Errorf("the file of reservations is damaged: %w", err)
+	}
+	if body.Version != 1 {
+		return nil, "", fmt.Errorf("the file of reservations has format version %d, only 1 is known", body.Version)
+	}
+	s = &lu.State{Held: body.Held, Type: body.Type}
+	id := func(to *lu.InitiatorID, text string) {
+		if n, e := hex.Decode(to[:], []byte(text[:min(len(text), 2*len(to))])); err == nil && (e != nil || n != len(to) || len(text) != 2*len(to)) {
+			err = fmt.Errorf("the file of reservations is damaged: %q is no initiator", text)
+		}
+	}
+	id(&s.Holder, body.Holder)
+	for _, r := range body.Registrations {
+		saved := lu.SavedRegistration{Key: r.Key, AllPorts: r.AllPorts}
+		id(&saved.Initiator, r.Initiator)
+		s.Registrations = append(s.Registrations, saved)
+	}
+	return s, body.Disk, err
+}
+
+func encodeState(s *lu.State, disk wire.GUID) ([]byte, error) {
+	body := stateBody{Version: 1, Disk: hex.EncodeToString(disk[:]), Held: s.Held, Type: s.Type, Holder: hex.EncodeToString(s.Holder[:])}
+	for _, r := range s.Registrations {
+		body.Registrations = append(body.Registrations, stateRegistration{hex.EncodeToString(r.Initiator[:]), r.Key, r.AllPorts})
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	b, err = json.Marshal(stateFile{hex.EncodeToString(sum[:]), b})
+	return append(bytes.TrimSpace(b), '\n'), err
+}
+
+func (f *fileState) Save(_ context.Context, s *lu.State) error {
+	dir := filepath.Dir(f.path)
+	if s == nil || len(s.Registrations) == 0 {
+		err := os.Remove(f.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return errors.Join(err, syncDir(dir))
+	}
+	b, err := encodeState(s, f.id)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, filepath.Base(f.path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(b)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if e := tmp.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), f.path)
+	}
+	if err != nil {
+		_ = os.Remove(tmp.Name())
+		return err
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
