@@ -1,0 +1,527 @@
+package vhdx
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+
+	"vdbridge/vhdx/crashfile"
+)
+
+// history is what happened to the sectors of a disk: enough to say what each may hold after a crash.
+type history struct {
+	mu      sync.Mutex
+	events  map[int64][]event // by sector
+	flushes []flushEvent
+	clock   int64
+	sector  int64
+	sorted  []int64
+}
+
+// event is one change of a sector.
+type event struct {
+	start, end int64 // clock when the call began and returned; end 0: it had not
+	value      uint64
+	trim       bool // the sector may also keep its old value
+	fuaOps     int  // operations of the file when it returned durable; 0: it did not ask for that
+}
+
+// flushEvent is a flush that was acknowledged. What ended before it began is durable in every crash at a later operation.
+type flushEvent struct {
+	start int64
+	ops   int // operations of the file when it returned
+}
+
+func newHistory(sector int) *history {
+	return &history{events: make(map[int64][]event), sector: int64(sector)}
+}
+
+// begin notes a change that starts now and returns what notes its end, with the operations of the file if it is durable.
+func (h *history) begin(off, n int64, value uint64, trim bool) func(fuaOps int) {
+	h.mu.Lock()
+	h.clock++
+	t := h.clock
+	for s := off / h.sector; s < (off+n)/h.sector; s++ {
+		h.events[s] = append(h.events[s], event{start: t, value: value, trim: trim})
+	}
+	h.mu.Unlock()
+	return func(fuaOps int) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.clock++
+		for s := off / h.sector; s < (off+n)/h.sector; s++ {
+			for i := range h.events[s] {
+				if h.events[s][i].start == t {
+					h.events[s][i].end, h.events[s][i].fuaOps = h.clock, fuaOps
+				}
+			}
+		}
+	}
+}
+
+func (h *history) flush(call func() error, ops func() int) error {
+	h.mu.Lock()
+	h.clock++
+	t := h.clock
+	h.mu.Unlock()
+	err := call()
+	if err == nil {
+		h.mu.Lock()
+		h.flushes = append(h.flushes, flushEvent{t, ops()})
+		h.mu.Unlock()
+	}
+	return err
+}
+
+// durableAt is the clock before which everything that had ended is durable in a crash when the file had seen that many operations.
+func (h *history) durableAt(ops int) (t int64) {
+	for _, f := range h.flushes {
+		if f.ops < ops {
+			t = max(t, f.start)
+		}
+	}
+	return t
+}
+
+// allows reports whether a sector may have a value after a crash: that of the last durable change, or of any later one. 0 is zeros.
+func allows(events []event, durable int64, ops int, value uint64) bool {
+	ok := value == 0
+	for _, e := range events {
+		done := e.end != 0 && e.end < durable || e.fuaOps != 0 && e.fuaOps < ops
+		if done && !e.trim {
+			// Changes of one sector do not overlap in these tests, so that the order of events is the order of effects.
+			ok = false
+		}
+		ok = ok || value == e.value
+	}
+	return ok
+}
+
+// stamp fills p, whole sectors from off on, with a value that also says where it belongs.
+func stamp(p []byte, off, sector int64, value uint64) {
+	for at := int64(0); at < int64(len(p)); at += 16 {
+		binary.LittleEndian.PutUint64(p[at:], value)
+		binary.LittleEndian.PutUint64(p[at+8:], uint64((off+at)/sector)+1)
+	}
+}
+
+// readStamp is the inverse of stamp for one sector. With size 512 the sectors that a crash can tear are whole.
+func readStamp(p []byte, s int64) (uint64, error) {
+	if isZero(p) {
+		return 0, nil
+	}
+	v, at := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+	if at != uint64(s)+1 {
+		return 0, fmt.Errorf("sector %d holds data of sector %d (value %d)", s, int64(at)-1, v)
+	}
+	for i := 0; i < len(p); i += 16 {
+		if binary.LittleEndian.Uint64(p[i:]) != v || binary.LittleEndian.Uint64(p[i+8:]) != at {
+			return 0, fmt.Errorf("sector %d is mixed", s)
+		}
+	}
+	return v, nil
+}
+
+// touched lists the sectors that were changed, in order. The history must be over.
+func (h *history) touched() []int64 {
+	if h.sorted == nil {
+		for s := range h.events {
+			h.sorted = append(h.sorted, s)
+		}
+		slices.Sort(h.sorted)
+	}
+	return h.sorted
+}
+
+// verify reads a disk after a crash. full reads every sector of the blocks that were touched, to find data where none was written.
+func (h *history) verify(ctx context.Context, d *Disk, ops int, full bool) error {
+	durable := h.durableAt(ops)
+	sectors := h.touched()
+	buf := make([]byte, 256*h.sector)
+	for i := 0; i < len(sectors); {
+		n := 1
+		for n < 256 && i+n < len(sectors) && sectors[i+n] == sectors[i]+int64(n) {
+			n++
+		}
+		b := buf[:int64(n)*h.sector]
+		if err := d.Read(ctx, b, sectors[i]*h.sector); err != nil {
+			return err
+		}
+		for k := range n {
+			s := sectors[i+k]
+			v, err := readStamp(b[int64(k)*h.sector:int64(k+1)*h.sector], s)
+			if err != nil {
+				return err
+			}
+			if !allows(h.events[s], durable, ops, v) {
+				return fmt.Errorf("sector %d (block %d) has the value %d; its history is %+v (durable before %d)", s, s*h.sector/d.geo.blockSize, v, h.events[s], durable)
+			}
+		}
+		i += n
+	}
+	if !full {
+		return nil
+	}
+	block := make([]byte, d.geo.blockSize)
+	for i := 0; i < len(sectors); {
+		base := sectors[i] * h.sector / d.geo.blockSize * d.geo.blockSize
+		b := block[:min(d.geo.blockSize, d.Size()-base)]
+		if err := d.Read(ctx, b, base); err != nil {
+			return err
+		}
+		for ; i < len(sectors) && sectors[i]*h.sector < base+int64(len(b)); i++ {
+			at := sectors[i]*h.sector - base
+			clear(b[at : at+h.sector])
+		}
+		if !isZero(b) {
+			return fmt.Errorf("the block at %d has data where nothing was written", base)
+		}
+	}
+	return nil
+}
+
+// workload is a random script over some blocks of a disk.
+type workload struct {
+	d      *Disk
+	f      *crashfile.File
+	h      *history
+	rng    *rand.Rand
+	blocks []int64 // that it works on
+	value  func() uint64
+}
+
+func (w *workload) run(ctx context.Context, steps int) error {
+	bs := w.d.geo.blockSize
+	for range steps {
+		block := w.blocks[w.rng.IntN(len(w.blocks))]
+		base := block * bs
+		size := min(bs, w.d.Size()-base)
+		align := func(v int64) int64 { return v / w.h.sector * w.h.sector }
+		off := align(w.rng.Int64N(size))
+		n := min(max(w.h.sector, align(w.rng.Int64N(12*kib)<<(w.rng.IntN(8)/5))), size-off)
+		var err error
+		switch k := w.rng.IntN(20); {
+		case k < 9:
+			p := make([]byte, n)
+			v := w.value()
+			stamp(p, base+off, w.h.sector, v)
+			fua := w.rng.IntN(6) == 0
+			done := w.h.begin(base+off, n, v, false)
+			err = w.d.Write(ctx, p, base+off, fua)
+			done(w.durable(fua && err == nil))
+		case k < 12:
+			if w.rng.IntN(4) > 0 { // the whole block
+				off, n = 0, size
+			}
+			done := w.h.begin(base+off, n, 0, true)
+			err = w.d.Trim(ctx, base+off, n)
+			done(0)
+		case k < 15:
+			if w.rng.IntN(2) > 0 {
+				off, n = 0, size
+			}
+			done := w.h.begin(base+off, n, 0, false)
+			fua := w.rng.IntN(4) == 0
+			err = w.d.WriteZeroes(ctx, base+off, n, w.rng.IntN(3) > 0, fua)
+			done(w.durable(fua && err == nil))
+		default:
+			err = w.h.flush(func() error { return w.d.Flush(ctx) }, w.f.Ops)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// durable is the number of operations of the file if a change is durable now, else 0.
+func (w *workload) durable(yes bool) int {
+	if !yes {
+		return 0
+	}
+	return w.f.Ops()
+}
+
+// crashCase is one image and one way to work on it.
+type crashCase struct {
+	name    string
+	create  CreateOptions
+	blocks  []int64
+	steps   int
+	workers int
+	noPunch bool
+	every   int // look at one crash of so many; 0: at all
+}
+
+// crashSeeds is how many different workloads are tried; VDBRIDGE_CRASH_SEEDS asks for more.
+func crashSeeds() uint64 {
+	if n, err := strconv.ParseUint(os.Getenv("VDBRIDGE_CRASH_SEEDS"), 10, 32); err == nil {
+		return n
+	}
+	return 1
+}
+
+func crashCases() []crashCase {
+	near := []int64{0, 1, 2, 3, 5}
+	// Blocks in different sectors and pages of the BAT, so that commits have many updates and the log goes round.
+	var far []int64
+	for i := range int64(24) {
+		far = append(far, i*509+i/7)
+	}
+	return []crashCase{
+		{name: "near", create: CreateOptions{Size: 16*mib - 512, BlockSize: mib}, blocks: append(near, 15), steps: 120},
+		{name: "far", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 160},
+		{name: "no-punch", create: CreateOptions{Size: 16 * mib, BlockSize: mib}, blocks: near, steps: 60, noPunch: true},
+		{name: "4k", create: CreateOptions{Size: 64 * mib, BlockSize: 2 * mib, LogicalSector: 4096}, blocks: near, steps: 80},
+		{name: "fixed", create: CreateOptions{Size: 16 * mib, BlockSize: mib, Fixed: true}, blocks: near, steps: 80},
+		{name: "workers", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 40, workers: 4},
+		{name: "log-wraps", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 900, every: 37},
+	}
+}
+
+// record runs a workload on a fresh image and returns what crashes are made from.
+func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File, h *history) {
+	t.Helper()
+	ctx := t.Context()
+	f = crashfile.New()
+	f.NoPunch = c.noPunch
+	if err := Create(ctx, f, c.create); err != nil {
+		t.Fatal(err)
+	}
+	start = f.Record()
+	d, err := Open(ctx, f, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lg, _, _, _ := d.BlockSizes()
+	h = newHistory(lg)
+	var last uint64
+	var mu sync.Mutex
+	value := func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		last++
+		return last
+	}
+	workers := max(c.workers, 1)
+	errs := make(chan error, workers)
+	for i := range workers {
+		var mine []int64
+		for k := i; k < len(c.blocks); k += workers {
+			mine = append(mine, c.blocks[k])
+		}
+		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value}
+		go func() { errs <- w.run(ctx, c.steps) }()
+	}
+	for range workers {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.verify(ctx, d, -1, true); err != nil { // everything is there while it runs
+		t.Fatal(err)
+	}
+	if seq := d.commit.log.seq; c.name == "log-wraps" && seq < 150 {
+		t.Fatalf("only %d log entries: the log did not go round", seq)
+	}
+	if err := h.flush(d.Close, f.Ops); err != nil {
+		t.Fatal(err)
+	}
+	return start, f, h
+}
+
+// TestCrash stops a workload at every operation on the file, with every kind of loss, and looks at what is left.
+func TestCrash(t *testing.T) {
+	for _, c := range crashCases() {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			for seed := range crashSeeds() {
+				start, f, h := c.record(t, seed)
+				rng := rand.New(rand.NewPCG(seed, 99))
+				ctx := t.Context()
+				n, deep := 0, 0
+				f.Crashes(start, func(m crashfile.Moment) bool {
+					for _, chance := range []float64{0.5, []float64{0, 0.9, 1}[m.Ops%3]} {
+						n++
+						if c.every > 1 && n%c.every != 0 {
+							continue
+						}
+						sector := int64(512)
+						if rng.IntN(2) == 0 || c.create.LogicalSector == 4096 { // a disk of 4 KiB sectors is not torn within one
+							sector = 4096
+						}
+						left := m.After(rng, chance, sector)
+						if err := inspect(ctx, left, h, m.Ops, rng.IntN(24) == 0); err != nil {
+							t.Errorf("seed %d, crash after %d operations, chance %v, sector %d: %v", seed, m.Ops, chance, sector, err)
+							return false
+						}
+						if chance == 0.5 && rng.IntN(40) == 0 && deep < 6 {
+							deep++
+							if err := crashAgain(ctx, left, h, m.Ops, rng); err != nil {
+								t.Errorf("seed %d, crash after %d operations, then another while opening: %v", seed, m.Ops, err)
+								return false
+							}
+						}
+					}
+					return true
+				})
+				t.Logf("seed %d: %d operations, %d flushes, %d crashes", seed, f.Ops(), f.Flushes(), n)
+			}
+		})
+	}
+}
+
+// inspect looks at a file after a crash in every way that we have: check, read-only, for writing, and checked again.
+func inspect(ctx context.Context, left *crashfile.File, h *history, ops int, full bool) error {
+	r, err := Check(ctx, left.Clone())
+	if err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	if r.State == StateCorrupt {
+		return fmt.Errorf("check after the crash: %v %+v", r.State, r.Findings)
+	}
+	if full {
+		ro := left.Clone()
+		ro.Fail = func(int) error { return errors.New("a read-only open must not write") }
+		d, err := Open(ctx, ro, Options{ReadOnly: true})
+		if err != nil {
+			return fmt.Errorf("open read-only: %w", err)
+		}
+		if err := h.verify(ctx, d, ops, false); err != nil {
+			return fmt.Errorf("read-only: %w", err)
+		}
+		if err := d.Close(); err != nil {
+			return err
+		}
+	}
+	f := left.Clone()
+	d, err := Open(ctx, f, Options{})
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	if err := h.verify(ctx, d, ops, full); err != nil {
+		return err
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	if full {
+		if r, err = Check(ctx, f.Clone()); err != nil || r.State != StateClean {
+			return fmt.Errorf("check after the repair by opening: %v %v %+v", err, r.State, r.Findings)
+		}
+	}
+	return nil
+}
+
+// crashAgain opens what a crash has left, and crashes at every operation of that.
+func crashAgain(ctx context.Context, left *crashfile.File, h *history, ops int, rng *rand.Rand) (err error) {
+	f := left.Clone()
+	start := f.Record()
+	d, err := Open(ctx, f, Options{})
+	if err != nil {
+		return err
+	}
+	// Something new on top, so that a new log follows the old one.
+	if err := d.Trim(ctx, 0, 0); err != nil {
+		return err
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	f.Crashes(start, func(m crashfile.Moment) bool {
+		for _, chance := range []float64{0, 0.5, 0.9} {
+			if err = inspect(ctx, m.After(rng, chance, h.sector), h, ops, false); err != nil {
+				err = fmt.Errorf("after %d more operations: %w", m.Ops, err)
+				return false
+			}
+		}
+		return true
+	})
+	return err
+}
+
+// TestCrashQEMU lets qemu-img judge a sample of what crashes leave: it replays the log, finds nothing wrong, and reads what we read.
+func TestCrashQEMU(t *testing.T) {
+	qemu := tool(t, "qemu-img")
+	for _, c := range crashCases()[:2] {
+		start, f, h := c.record(t, 7)
+		rng := rand.New(rand.NewPCG(7, 7))
+		dir := t.TempDir()
+		every := max(1, f.Ops()/12)
+		f.Crashes(start, func(m crashfile.Moment) bool {
+			if m.Ops%every != every-1 {
+				return true
+			}
+			left := m.After(rng, 0.7, 512)
+			path := filepath.Join(dir, fmt.Sprintf("%s-%d.vhdx", c.name, m.Ops))
+			dump(t, left, path)
+			if out, err := exec.Command(qemu, "check", "-r", "all", path).CombinedOutput(); err != nil {
+				t.Errorf("%s: crash after %d operations: qemu-img check: %v\n%s", c.name, m.Ops, err, out)
+				return false
+			}
+			d, err := OpenFile(t.Context(), path, Options{})
+			if err != nil {
+				t.Error(err)
+				return false
+			}
+			if err := h.verify(t.Context(), d, m.Ops, true); err != nil {
+				t.Errorf("%s: crash after %d operations, repaired by qemu: %v", c.name, m.Ops, err)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			_ = os.Remove(path)
+			return !t.Failed()
+		})
+	}
+}
+
+// dump copies a file in memory to a real one.
+func dump(t *testing.T, f *crashfile.File, path string) {
+	t.Helper()
+	w, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	size, err := f.Size(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Pages(func(off int64, b []byte) error {
+		_, err := w.WriteAt(b[:min(int64(len(b)), size-off)], off)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tool finds a program of others that judges our work. Without it the test is skipped, loudly, unless VDBRIDGE_REQUIRE_TOOLS=1.
+func tool(t testing.TB, name string) string {
+	t.Helper()
+	p, err := exec.LookPath(name)
+	if err == nil {
+		return p
+	}
+	if os.Getenv("VDBRIDGE_REQUIRE_TOOLS") == "1" {
+		t.Fatalf("%s is needed (VDBRIDGE_REQUIRE_TOOLS=1): %v", name, err)
+	}
+	t.Skipf("SKIPPED: %s is not installed, so nothing was proved here", name)
+	return ""
+}
