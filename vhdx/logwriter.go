@@ -21,6 +21,7 @@ type logWriter struct {
 	head    int64  // where the next entry goes
 	used    int64  // bytes before head that must not be overwritten: from the tail of the newest durable entry
 	pending int64  // bytes before head: from the oldest entry whose updates are not known to be durable in place
+	laps    int    // how often the head came round
 	buf     []byte
 }
 
@@ -89,7 +90,9 @@ func (w *logWriter) append(ctx context.Context, updates []logUpdate, fileSize, l
 func (w *logWriter) advance(n int64) {
 	w.used = w.pending + n
 	w.pending = n
-	w.head = (w.head + n) % w.log.n
+	if w.head += n; w.head >= w.log.n {
+		w.head, w.laps = w.head-w.log.n, w.laps+1
+	}
 	w.seq++
 }
 
