@@ -19,6 +19,7 @@ type spnegoInitiator struct {
 	mechDone bool
 	switched bool // the server did not want our first choice
 	sentMIC  bool
+	verified bool // the server's MIC was there, and right
 	done     bool
 	failed   bool
 }
@@ -117,8 +118,8 @@ func (s *spnegoInitiator) token(in []byte) ([]byte, bool, error) {
 	return s.response(t)
 }
 
-// micRequired says whether the server must send a MIC.
-func (s *spnegoInitiator) micRequired() bool { return s.switched }
+// micRequired says whether the server must still send a MIC.
+func (s *spnegoInitiator) micRequired() bool { return s.switched && !s.verified }
 
 func (s *spnegoInitiator) response(t *negTokenResp) ([]byte, bool, error) {
 	if t.state == stateReject {
@@ -147,9 +148,10 @@ func (s *spnegoInitiator) response(t *negTokenResp) ([]byte, bool, error) {
 		if err := s.mech.VerifyMIC(s.list, t.mic); err != nil {
 			return nil, false, fmt.Errorf("list of mechanisms was changed on its way: %w", err)
 		}
+		s.verified = true
 	}
 	if t.state == stateCompleted {
-		if t.mic == nil && s.micRequired() {
+		if s.micRequired() {
 			return nil, false, fmt.Errorf("%w: the server chose another mechanism and does not prove that it saw our list", ErrRefused)
 		}
 		// A token that the mechanism still wants to send has nowhere to go.
