@@ -1,0 +1,534 @@
+package server
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"vdbridge/smb/fscc"
+	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
+)
+
+const (
+	validOptions     uint32 = 0x00FFFFFF
+	unsupportedOpts         = wire.OptOpenByFileID | 0x00000400 | 0x00008000<<1 // open by id, opening remote instances, reserving an oplock filter
+	reservedAccess   uint32 = 0x0CE0FE00
+	validCreateAttrs        = fscc.AttrReadonly | fscc.AttrHidden | fscc.AttrSystem | fscc.AttrDirectory | fscc.AttrArchive | fscc.AttrNormal |
+		fscc.AttrTemporary | fscc.AttrSparse | fscc.AttrReparsePoint | fscc.AttrCompressed | fscc.AttrOffline | fscc.AttrNotIndexed | fscc.AttrEncrypted | 0x00000040
+)
+
+// mapGeneric replaces the generic access rights by those of files. [MS-SMB2] 2.2.13.1.1
+func mapGeneric(a uint32) uint32 {
+	if a&wire.AccessGenericAll != 0 {
+		a |= accessAll
+	}
+	if a&wire.AccessGenericRead != 0 {
+		a |= 0x00120089
+	}
+	if a&wire.AccessGenericWrite != 0 {
+		a |= 0x00120116
+	}
+	if a&wire.AccessGenericExecute != 0 {
+		a |= 0x001200A0
+	}
+	return a &^ (wire.AccessGenericAll | wire.AccessGenericRead | wire.AccessGenericWrite | wire.AccessGenericExecute)
+}
+
+// createArgs is a CREATE request as it is being worked on.
+type createArgs struct {
+	*wire.CreateRequest
+	rel     string
+	kind    streamKind
+	access  uint32 // wanted, generic rights mapped, without MAXIMUM_ALLOWED
+	maximal bool   // MAXIMUM_ALLOWED was asked for
+	dirOnly bool
+
+	svhdx     []byte // data of the SVHDX context
+	hasSVHDX  bool
+	allocSize int64
+	maxAccess bool // MxAc
+	onDiskID  bool // QFid
+}
+
+// create handles CREATE. [MS-SMB2] 3.3.5.9
+func (r *request) create() ntstatus.Status {
+	r.chainOpen = false
+	req, err := wire.ParseCreateRequest(r.msg)
+	if err != nil {
+		return ntstatus.InvalidParameter
+	}
+	if r.tree.share.ipc {
+		return r.createPipe(req)
+	}
+	a := &createArgs{CreateRequest: req}
+	if st := r.checkCreate(a); st != ntstatus.Success {
+		return st
+	}
+	s := r.c.srv
+	if s.opens.Add(1) > int64(s.lim.MaxOpens) {
+		s.opens.Add(-1)
+		return ntstatus.InsufficientResources
+	}
+	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, drained: make(chan struct{}, 1)}
+	resp := &wire.CreateResponse{}
+	st := r.openObject(a, o, resp)
+	if st == ntstatus.Success {
+		st = r.register(o)
+	}
+	if st != ntstatus.Success {
+		if o.obj != nil {
+			o.beginClose()
+			o.finishClose()
+		} else {
+			if o.fd >= 0 {
+				unix.Close(o.fd)
+			}
+			if o.disk != nil {
+				o.disk.Close()
+			}
+			s.opens.Add(-1)
+		}
+		return st
+	}
+	resp.FileID = o.id
+	r.chainFile, r.chainOpen = o.id, true
+	n := 128
+	for _, c := range resp.Contexts {
+		n += 48 + len(c.Name) + len(c.Data)
+	}
+	r.w.ensure(n)
+	r.setBody(resp.Append(r.body()))
+	return ntstatus.Success
+}
+
+// register gives an open its identifiers and makes it known to the session.
+func (r *request) register(o *open) ntstatus.Status {
+	sn, s := r.sess, r.c.srv
+	n := s.newID()
+	o.id = wire.FileID{Persistent: n, Volatile: n<<8 | 0x5A}
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	if sn.state.Load() == sessionGone {
+		return ntstatus.UserSessionDeleted
+	}
+	if sn.trees[r.tree.id] != r.tree {
+		return ntstatus.NetworkNameDeleted
+	}
+	if len(sn.opens) >= max(s.lim.MaxOpens/2, 1) {
+		return ntstatus.InsufficientResources
+	}
+	sn.opens[o.id.Volatile] = o
+	return ntstatus.Success
+}
+
+// checkCreate checks everything that can be checked without looking at the file.
+func (r *request) checkCreate(a *createArgs) ntstatus.Status {
+	var st ntstatus.Status
+	switch {
+	case a.Impersonation > 3:
+		return ntstatus.BadImpersonationLevel
+	case a.Disposition > wire.FileOverwriteIf, a.ShareAccess&^7 != 0, a.Options&^validOptions != 0:
+		return ntstatus.InvalidParameter
+	case a.Options&unsupportedOpts != 0:
+		return ntstatus.NotSupported
+	case a.Options&wire.OptDirectoryFile != 0 && a.Options&wire.OptNonDirectoryFile != 0:
+		return ntstatus.InvalidParameter
+	case a.FileAttributes&^validCreateAttrs != 0:
+		return ntstatus.InvalidParameter
+	}
+	if a.rel, a.kind, a.dirOnly, st = parseName(a.Name); st != ntstatus.Success {
+		return st
+	}
+	if a.dirOnly && a.Options&wire.OptNonDirectoryFile != 0 {
+		return ntstatus.ObjectNameInvalid
+	}
+	if a.kind == streamDirect {
+		if a.Options&wire.OptNonDirectoryFile != 0 {
+			return ntstatus.NotADirectory
+		}
+		a.Options |= wire.OptDirectoryFile
+	}
+	if a.Options&wire.OptDirectoryFile != 0 {
+		switch a.Disposition {
+		case wire.FileOpen, wire.FileCreate, wire.FileOpenIf:
+		default:
+			return ntstatus.InvalidParameter
+		}
+		if a.FileAttributes&fscc.AttrTemporary != 0 {
+			return ntstatus.InvalidParameter
+		}
+	}
+	if a.DesiredAccess == 0 || a.DesiredAccess&reservedAccess != 0 {
+		return ntstatus.AccessDenied
+	}
+	a.access = mapGeneric(a.DesiredAccess)
+	a.maximal = a.access&wire.AccessMaximumAllowed != 0
+	a.access &^= wire.AccessMaximumAllowed
+	if a.access&wire.AccessSystemSecurity != 0 {
+		return ntstatus.PrivilegeNotHeld
+	}
+	if a.Options&wire.OptNoIntermediateBuffering != 0 {
+		a.access &^= wire.AccessAppendData
+		if a.DesiredAccess&(wire.AccessGenericWrite|wire.AccessGenericAll) != 0 {
+			a.access |= wire.AccessAppendData
+		}
+	}
+	if a.access&^r.tree.access != 0 {
+		return ntstatus.AccessDenied
+	}
+	if r.tree.share.cfg.ReadOnly {
+		switch {
+		case a.Options&wire.OptDeleteOnClose != 0, a.Disposition != wire.FileOpen && a.Disposition != wire.FileOpenIf:
+			return ntstatus.AccessDenied
+		}
+	}
+	if a.Options&wire.OptDeleteOnClose != 0 && a.access&wire.AccessDelete == 0 && !a.maximal {
+		return ntstatus.InvalidParameter
+	}
+	return a.contexts(r.c.dialect)
+}
+
+// contexts reads the create contexts that the server knows; others are ignored, as the specification wants it.
+func (a *createArgs) contexts(d wire.Dialect) ntstatus.Status {
+	for _, c := range a.Contexts {
+		switch c.Name {
+		case wire.CreateAllocationSize:
+			if len(c.Data) != 8 {
+				return ntstatus.InvalidParameter
+			}
+			a.allocSize = int64(le.Uint64(c.Data))
+		case wire.CreateMaximalAccess:
+			if len(c.Data) != 0 && len(c.Data) != 8 {
+				return ntstatus.InvalidParameter
+			}
+			a.maxAccess = true
+		case wire.CreateQueryOnDiskID:
+			a.onDiskID = true
+		case wire.CreateTimewarp:
+			// There are no snapshots; a file of another time does not exist. [MS-SMB2] 3.3.5.9.4
+			return ntstatus.ObjectNameNotFound
+		case wire.CreateEA:
+			if len(c.Data) > 0 && a.kind != streamDisk {
+				return ntstatus.EAsNotSupported
+			}
+		case wire.CreateDurableConnect, wire.CreateDurableConnect2:
+			// No handle was ever durable. [MS-SMB2] 3.3.5.9.7, 3.3.5.9.12
+			return ntstatus.ObjectNameNotFound
+		case wire.CreateSVHDX:
+			if d >= wire.Dialect302 {
+				a.svhdx, a.hasSVHDX = c.Data, true
+			}
+		}
+	}
+	return ntstatus.Success
+}
+
+// openObject opens or makes the file, directory or disk.
+func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) ntstatus.Status {
+	sh := r.tree.share
+	s := sh.srv
+	if a.kind == streamDisk && (s.cfg.Disks == nil || r.c.dialect < wire.Dialect302 || !a.hasSVHDX) {
+		// Without RSVD it is a stream like any other, and there are none.
+		return ntstatus.ObjectNameInvalid
+	}
+	unlock := sh.lockName(a.rel)
+	defer unlock()
+	if a.kind == streamDisk {
+		return r.openDisk(a, o, resp)
+	}
+	if a.hasSVHDX && s.cfg.Disks != nil {
+		if st := r.vhdmpCheck(a); st != ntstatus.Success {
+			return st
+		}
+	}
+	var m meta
+	fd, st := r.openExisting(a, o, &m)
+	action := wire.ActionOpened
+	switch {
+	case st == ntstatus.Success:
+	case st == ntstatus.ObjectNameNotFound && (a.Disposition == wire.FileCreate || a.Disposition == wire.FileOpenIf ||
+		a.Disposition == wire.FileOverwriteIf || a.Disposition == wire.FileSupersede):
+		if sh.cfg.ReadOnly {
+			return ntstatus.AccessDenied
+		}
+		if fd, st = r.makeNew(a, o); st != ntstatus.Success {
+			return st
+		}
+		o.created = true
+		action = wire.ActionCreated
+	default:
+		return st
+	}
+	o.fd = fd
+	if err := sh.statAt(fd, "", &m); err != nil {
+		return statusOf(err)
+	}
+	o.dir = m.isDir()
+	if st := r.access(a, o, &m); st != ntstatus.Success {
+		return st
+	}
+	if a.Options&wire.OptDeleteOnClose != 0 {
+		if m.attr&fscc.AttrReadonly != 0 && !o.created || o.rel == "" {
+			return ntstatus.CannotDelete
+		}
+	}
+	if st := s.objects.join(m.key, o); st != ntstatus.Success {
+		return st
+	}
+	if action == wire.ActionOpened && a.overwrites() {
+		if st := r.overwrite(a, o, &m); st != ntstatus.Success {
+			return st
+		}
+		action = wire.ActionOverwritten
+		if a.Disposition == wire.FileSupersede {
+			action = wire.ActionSuperseded
+		}
+	}
+	if a.Options&wire.OptDeleteOnClose != 0 {
+		o.obj.mu.Lock()
+		o.deleteOnClose = true
+		o.obj.mu.Unlock()
+	}
+	if a.allocSize > 0 && action != wire.ActionOpened && !o.dir {
+		_ = unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, a.allocSize) // a hint
+	}
+	if action != wire.ActionOpened {
+		_ = sh.statAt(fd, "", &m)
+		if o.created {
+			s.notify.added(sh, o.rel, o.dir)
+		} else {
+			s.notify.modified(sh, o.rel, fscc.NotifySize|fscc.NotifyLastWrite|fscc.NotifyAttributes)
+		}
+	}
+	resp.Action = action
+	m.fillCreate(resp)
+	r.replyContexts(a, o, &m, resp)
+	return ntstatus.Success
+}
+
+func (a *createArgs) overwrites() bool {
+	return a.Disposition == wire.FileOverwrite || a.Disposition == wire.FileOverwriteIf || a.Disposition == wire.FileSupersede
+}
+
+// openExisting opens the file if it exists, and says what disposition and type have against it. o.rel becomes its real path.
+func (r *request) openExisting(a *createArgs, o *open, m *meta) (int, ntstatus.Status) {
+	sh := r.tree.share
+	fd, pathOnly, err := sh.openFor(a.rel, a)
+	if errors.Is(err, unix.ENOENT) && a.rel != "" {
+		real, exists, rerr := sh.resolve(a.rel)
+		switch {
+		case rerr == unix.ENOENT, rerr == unix.ENOTDIR:
+			return -1, ntstatus.ObjectPathNotFound
+		case rerr != nil:
+			return -1, statusOf(rerr)
+		}
+		a.rel, o.rel = real, real
+		if !exists {
+			return -1, ntstatus.ObjectNameNotFound
+		}
+		fd, pathOnly, err = sh.openFor(real, a)
+	}
+	if err != nil {
+		if (err == unix.EACCES || err == unix.EPERM || err == unix.EROFS) && a.Disposition == wire.FileCreate {
+			return -1, ntstatus.ObjectNameCollision
+		}
+		return -1, statusOf(err)
+	}
+	o.path = pathOnly
+	if err := sh.statAt(fd, "", m); err != nil {
+		unix.Close(fd)
+		return -1, statusOf(err)
+	}
+	st := ntstatus.Success
+	switch {
+	case !m.isDir() && !m.isReg():
+		st = ntstatus.AccessDenied // sockets, devices and pipes are not for clients
+	case a.Disposition == wire.FileCreate:
+		st = ntstatus.ObjectNameCollision
+	case m.isDir() && a.Options&wire.OptNonDirectoryFile != 0:
+		st = ntstatus.FileIsADirectory
+	case m.isDir() && a.overwrites():
+		st = ntstatus.FileIsADirectory
+		if a.Disposition == wire.FileSupersede || a.Disposition == wire.FileOverwriteIf || a.Disposition == wire.FileOverwrite {
+			st = ntstatus.ObjectNameCollision
+		}
+	case !m.isDir() && (a.Options&wire.OptDirectoryFile != 0 || a.dirOnly):
+		st = ntstatus.NotADirectory
+	}
+	if st != ntstatus.Success {
+		unix.Close(fd)
+		return -1, st
+	}
+	return fd, ntstatus.Success
+}
+
+// openFor opens rel with the mode that the wanted access needs. pathOnly says that the descriptor is good for metadata only, because the server's user may not
+// read the file.
+func (sh *share) openFor(rel string, a *createArgs) (fd int, pathOnly bool, err error) {
+	write := a.access&(accessWrite) != 0 || a.overwrites() || a.maximal && !sh.cfg.ReadOnly
+	if write {
+		fd, err = sh.openBeneath(rel, unix.O_RDWR, 0)
+		switch err {
+		case nil:
+			return fd, false, nil
+		case unix.EISDIR:
+		case unix.EACCES, unix.EROFS, unix.ETXTBSY:
+			if a.access&accessWrite != 0 || a.overwrites() {
+				// It may be a file whose READONLY attribute forbids it, which the caller tells best.
+				break
+			}
+		default:
+			return -1, false, err
+		}
+	}
+	fd, rerr := sh.openBeneath(rel, unix.O_RDONLY, 0)
+	if rerr == nil || rerr != unix.EACCES {
+		if rerr == nil && write && err != unix.EISDIR && a.access&accessWrite != 0 {
+			var st unix.Stat_t
+			if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT == unix.S_IFREG {
+				unix.Close(fd)
+				return -1, false, err
+			}
+		}
+		return fd, false, rerr
+	}
+	if a.access&(accessRead|accessWrite) != 0 {
+		return -1, false, rerr
+	}
+	fd, err = sh.openBeneath(rel, unix.O_PATH, 0)
+	return fd, true, err
+}
+
+// makeNew makes the file or directory a.rel, whose directory exists.
+func (r *request) makeNew(a *createArgs, o *open) (int, ntstatus.Status) {
+	sh := r.tree.share
+	dir, base := split(a.rel)
+	dfd, err := sh.openDir(dir)
+	if err != nil {
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			return -1, ntstatus.ObjectPathNotFound
+		}
+		return -1, statusOf(err)
+	}
+	defer unix.Close(dfd)
+	attr := a.FileAttributes
+	if a.Options&wire.OptDirectoryFile != 0 || a.dirOnly || attr&fscc.AttrDirectory != 0 && a.Options&wire.OptNonDirectoryFile == 0 && a.Options&wire.OptDirectoryFile != 0 {
+		if err := unix.Mkdirat(dfd, base, 0o777); err != nil {
+			return -1, statusOf(err)
+		}
+		fd, err := ignoringEINTR(func() (int, error) {
+			return unix.Openat(dfd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		})
+		if err != nil {
+			return -1, statusOf(err)
+		}
+		sh.setNewAttrs(fd, attr&^fscc.AttrArchive, fscc.AttrDirectory)
+		return fd, ntstatus.Success
+	}
+	if attr&fscc.AttrDirectory != 0 && a.Options&wire.OptNonDirectoryFile != 0 {
+		return -1, ntstatus.InvalidParameter
+	}
+	mode := uint32(0o666)
+	fd, err := ignoringEINTR(func() (int, error) {
+		return unix.Openat(dfd, base, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
+	})
+	if err != nil {
+		if err == unix.EEXIST && a.Disposition != wire.FileCreate {
+			return -1, ntstatus.AccessDenied // a symbolic link that leads nowhere
+		}
+		return -1, statusOf(err)
+	}
+	sh.setNewAttrs(fd, attr|fscc.AttrArchive, fscc.AttrArchive)
+	return fd, ntstatus.Success
+}
+
+// setNewAttrs stores the attributes of a new file, as far as they differ from what is there without storing.
+func (sh *share) setNewAttrs(fd int, attr, plain uint32) {
+	if attr&storedAttrs != plain&storedAttrs {
+		_ = sh.writeXattr(fd, attr, 0)
+	}
+	if attr&fscc.AttrReadonly != 0 && plain&fscc.AttrDirectory == 0 {
+		sh.setReadonly(fd, true)
+	}
+}
+
+// setReadonly maps the READONLY attribute to the write permissions.
+func (sh *share) setReadonly(fd int, ro bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	mode := st.Mode & 0o7777
+	if ro {
+		mode &^= 0o222
+	} else if mode&0o222 == 0 {
+		mode |= 0o200
+	}
+	return unix.Fchmod(fd, mode)
+}
+
+// access decides which access is granted. [MS-FSA] 2.1.5.1.2
+func (r *request) access(a *createArgs, o *open, m *meta) ntstatus.Status {
+	readonly := m.attr&fscc.AttrReadonly != 0 && !m.isDir() && !o.created
+	if readonly && a.access&accessWrite != 0 {
+		return ntstatus.AccessDenied
+	}
+	if readonly && a.overwrites() {
+		return ntstatus.AccessDenied
+	}
+	o.granted = a.access
+	if a.maximal {
+		o.granted |= r.maximalAccess(m, o)
+	}
+	if o.path && o.granted&(accessRead|accessWrite) != 0 {
+		o.granted &^= accessRead | accessWrite
+	}
+	return ntstatus.Success
+}
+
+// maximalAccess is what this user could have been granted.
+func (r *request) maximalAccess(m *meta, o *open) uint32 {
+	max := r.tree.access
+	if m.attr&fscc.AttrReadonly != 0 && !m.isDir() {
+		max &^= accessWrite
+	}
+	return max
+}
+
+// overwrite empties a file.
+func (r *request) overwrite(a *createArgs, o *open, m *meta) ntstatus.Status {
+	hidden := m.attr & (fscc.AttrHidden | fscc.AttrSystem)
+	if hidden&^a.FileAttributes != 0 && a.Disposition != wire.FileSupersede {
+		return ntstatus.AccessDenied
+	}
+	if err := unix.Ftruncate(o.fd, 0); err != nil {
+		return statusOf(err)
+	}
+	sh := r.tree.share
+	if m.attr&storedAttrs != (a.FileAttributes|fscc.AttrArchive)&storedAttrs {
+		_ = sh.writeXattr(o.fd, a.FileAttributes|fscc.AttrArchive, 0)
+	}
+	return ntstatus.Success
+}
+
+// fillCreate puts the attributes of a file into a reply.
+func (m *meta) fillCreate(resp *wire.CreateResponse) {
+	resp.CreationTime, resp.LastAccessTime, resp.LastWriteTime, resp.ChangeTime = m.creation, m.lastAccess, m.lastWrite, m.change
+	resp.AllocationSize, resp.EndOfFile, resp.FileAttributes = uint64(m.alloc), uint64(m.size), m.attrs()
+}
+
+// replyContexts answers the create contexts that have an answer.
+func (r *request) replyContexts(a *createArgs, o *open, m *meta, resp *wire.CreateResponse) {
+	if a.maxAccess {
+		var b [8]byte // QueryStatus 0
+		le.PutUint32(b[4:], r.maximalAccess(m, o))
+		resp.Contexts = append(resp.Contexts, wire.CreateContext{Name: wire.CreateMaximalAccess, Data: b[:]})
+	}
+	if a.onDiskID {
+		var b [32]byte
+		le.PutUint64(b[:], m.key.ino)
+		le.PutUint64(b[8:], m.key.dev)
+		resp.Contexts = append(resp.Contexts, wire.CreateContext{Name: wire.CreateQueryOnDiskID, Data: b[:]})
+	}
+}

@@ -1,0 +1,26 @@
+// Package server is an SMB 3 file server: dialects 3.1.1, 3.0.2 and 3.0 (2.1 on request), signing always, encryption on demand.
+// Virtual disks that are opened shared ([MS-RSVD]) are behind the interface [DiskService].
+//
+// # Life of a message
+//
+// Each connection has one reading goroutine. It takes messages off the transport into pooled buffers, decrypts small ones, checks the
+// message identifier against the window of granted credits, and notes the request in the connection's list. Then
+// the request runs: on the reading goroutine when nothing else waits and the request is likely to be quick, otherwise on one of the
+// connection's workers. Whoever ran it signs or seals the reply in the buffer in which it was made and hands it to
+// transport.Sender, which joins replies into vectored writes.
+//
+// # Locks
+//
+// In the order in which they may be taken, and none of them is held during I/O on file contents or on a socket:
+//
+//	name stripes (share.lockName)  one directory entry: create, rename, delete
+//	objectTable.mu                 which files are open
+//	object.mu                      share modes, byte-range locks, delete pending of one file
+//	session.mu                     trees and opens of a session
+//	conn.mu                        window of message ids, requests, pending operations
+//
+// A name stripe is held across the system calls on that directory entry, which is its purpose.
+//
+// An open's descriptor is used only between open.acquire and open.release. CLOSE marks the open, waits for those inside, and closes the
+// descriptor last; so a descriptor is never used after it was closed, and an acknowledged CLOSE means that all I/O has ended.
+package server

@@ -1,0 +1,307 @@
+package server
+
+import (
+	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
+)
+
+// byteLock is a byte-range lock that is held.
+type byteLock struct {
+	owner      *open
+	start, end uint64 // end is exclusive; for a length of zero it is start
+	exclusive  bool
+}
+
+// overlaps says whether the range from start up to, but not including, end touches the lock. A lock of length zero stands between two bytes: it touches ranges
+// that have bytes on both sides of it. [MS-FSA] 2.1.4.10
+func (l *byteLock) overlaps(start, end uint64) bool {
+	if start == end && l.start == l.end {
+		return false
+	}
+	if start == end {
+		return l.start < start && start < l.end
+	}
+	if l.start == l.end {
+		return start < l.start && l.start < end
+	}
+	return start < l.end && l.start < end
+}
+
+// lockTable is the byte-range locks of a file and who waits for one, in order. object.mu guards it.
+type lockTable struct {
+	held    []byteLock
+	waiting []*lockWait
+}
+
+// lockWait is a LOCK request that waits.
+type lockWait struct {
+	lock byteLock
+	op   *pendingOp
+	obj  *object
+}
+
+func (t *lockTable) empty() bool { return len(t.held) == 0 }
+
+// conflicts says whether l cannot be granted now.
+func (t *lockTable) conflicts(l *byteLock) bool {
+	for i := range t.held {
+		h := &t.held[i]
+		if !h.overlaps(l.start, l.end) {
+			continue
+		}
+		if h.exclusive || l.exclusive {
+			return true
+		}
+	}
+	return false
+}
+
+// unlock drops one lock of owner that has exactly this range.
+func (t *lockTable) unlock(owner *open, start, end uint64) bool {
+	for i := range t.held {
+		h := &t.held[i]
+		if h.owner == owner && h.start == start && h.end == end {
+			t.held = append(t.held[:i], t.held[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// retry grants what waits and can be granted now.
+func (t *lockTable) retry() (granted []*lockWait) {
+	rest := t.waiting[:0]
+	for _, w := range t.waiting {
+		if t.conflicts(&w.lock) {
+			rest = append(rest, w)
+			continue
+		}
+		t.held = append(t.held, w.lock)
+		granted = append(granted, w)
+	}
+	clear(t.waiting[len(rest):])
+	t.waiting = rest
+	return granted
+}
+
+// dropOwner drops everything of an open, and returns who got a lock by that.
+func (t *lockTable) dropOwner(o *open) []*lockWait {
+	rest := t.held[:0]
+	for _, h := range t.held {
+		if h.owner != o {
+			rest = append(rest, h)
+		}
+	}
+	t.held = rest
+	waits := t.waiting[:0]
+	for _, w := range t.waiting {
+		if w.lock.owner != o {
+			waits = append(waits, w)
+		}
+	}
+	clear(t.waiting[len(waits):])
+	t.waiting = waits
+	return t.retry()
+}
+
+// granted tells the client that it has its lock; if it has gone or cancelled in the meantime, the lock is given back.
+func (w *lockWait) granted() {
+	if w.op.complete(ntstatus.Success, wire.AppendEmptyResponse(nil)) {
+		return
+	}
+	w.obj.giveBack(&w.lock)
+}
+
+func (obj *object) giveBack(l *byteLock) {
+	obj.mu.Lock()
+	var woken []*lockWait
+	if obj.locks.unlock(l.owner, l.start, l.end) {
+		woken = obj.locks.retry()
+	}
+	obj.locked.Store(!obj.locks.empty())
+	obj.mu.Unlock()
+	for _, w := range woken {
+		w.granted()
+	}
+}
+
+// mayRead and mayWrite say whether locks of other opens allow I/O. [MS-FSA] 2.1.4.10
+func (obj *object) mayRead(o *open, off, n uint64) bool {
+	obj.mu.Lock()
+	defer obj.mu.Unlock()
+	for i := range obj.locks.held {
+		if h := &obj.locks.held[i]; h.exclusive && h.owner != o && n > 0 && h.overlaps(off, off+n) {
+			return false
+		}
+	}
+	return true
+}
+
+func (obj *object) mayWrite(o *open, off, n uint64) bool {
+	obj.mu.Lock()
+	defer obj.mu.Unlock()
+	for i := range obj.locks.held {
+		h := &obj.locks.held[i]
+		// A shared lock forbids writing to its own holder too.
+		if (h.owner != o || !h.exclusive) && n > 0 && h.overlaps(off, off+n) {
+			return false
+		}
+	}
+	return true
+}
+
+// lock handles LOCK. [MS-SMB2] 3.3.5.14
+func (r *request) lock() ntstatus.Status {
+	req, err := wire.ParseLockRequest(r.msg)
+	if err != nil {
+		return ntstatus.InvalidParameter
+	}
+	if st := r.findOpen(req.FileID); st != ntstatus.Success {
+		return st
+	}
+	o := r.file
+	if o.isDisk {
+		return ntstatus.LockNotGranted // [MS-RSVD] 3.2.4
+	}
+	if o.obj == nil || o.dir {
+		return ntstatus.InvalidParameter
+	}
+	const maxLocks = 4096
+	if len(req.Locks) > maxLocks {
+		return ntstatus.InvalidParameter
+	}
+	var st ntstatus.Status
+	if req.Locks[0].Flags&wire.LockUnlock != 0 {
+		st = r.unlockAll(o, req.Locks)
+	} else {
+		st = r.lockAll(o, req.Locks)
+	}
+	if st == ntstatus.Success && r.op == nil {
+		r.setBody(wire.AppendEmptyResponse(r.body()))
+	}
+	return st
+}
+
+// lockRange checks and converts the range of an element.
+func lockRange(e *wire.LockElement) (start, end uint64, st ntstatus.Status) {
+	if e.Length > 0 && e.Offset+e.Length-1 < e.Offset {
+		return 0, 0, ntstatus.InvalidLockRange
+	}
+	end = e.Offset + e.Length
+	if e.Length > 0 && end == 0 {
+		end = ^uint64(0) // the very last byte is not worth a wider type
+	}
+	return e.Offset, end, ntstatus.Success
+}
+
+func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
+	var woken []*lockWait
+	st := ntstatus.Success
+	obj := o.obj
+	obj.mu.Lock()
+	for i := range elems {
+		e := &elems[i]
+		if e.Flags&^wire.LockFailImmediately != wire.LockUnlock {
+			st = ntstatus.InvalidParameter
+			break
+		}
+		start, end, rst := lockRange(e)
+		if rst != ntstatus.Success {
+			st = rst
+			break
+		}
+		if !obj.locks.unlock(o, start, end) {
+			st = ntstatus.RangeNotLocked
+			break
+		}
+	}
+	woken = obj.locks.retry()
+	obj.locked.Store(!obj.locks.empty())
+	obj.mu.Unlock()
+	for _, w := range woken {
+		w.granted()
+	}
+	return st
+}
+
+func (r *request) lockAll(o *open, elems []wire.LockElement) ntstatus.Status {
+	const maxHeld = 16384
+	for i := range elems {
+		switch elems[i].Flags {
+		case wire.LockShared, wire.LockExclusive:
+			if len(elems) > 1 {
+				return ntstatus.InvalidParameter // several may not wait
+			}
+		case wire.LockShared | wire.LockFailImmediately, wire.LockExclusive | wire.LockFailImmediately:
+		default:
+			return ntstatus.InvalidParameter
+		}
+	}
+	if o.granted&(accessRead|accessWrite) == 0 {
+		return ntstatus.AccessDenied
+	}
+	obj := o.obj
+	obj.mu.Lock()
+	st := ntstatus.Success
+	done := 0
+	for i := range elems {
+		e := &elems[i]
+		start, end, rst := lockRange(e)
+		if rst != ntstatus.Success {
+			st = rst
+			break
+		}
+		l := byteLock{owner: o, start: start, end: end, exclusive: e.Flags&wire.LockExclusive != 0}
+		if len(obj.locks.held)+len(obj.locks.waiting) >= maxHeld {
+			st = ntstatus.InsufficientResources
+			break
+		}
+		if obj.locks.conflicts(&l) {
+			if e.Flags&wire.LockFailImmediately != 0 {
+				st = ntstatus.LockNotGranted
+			} else {
+				st = r.waitForLock(o, l)
+			}
+			break
+		}
+		obj.locks.held = append(obj.locks.held, l)
+		done++
+	}
+	var woken []*lockWait
+	if st != ntstatus.Success && done > 0 {
+		// What this request took is given back.
+		obj.locks.held = obj.locks.held[:len(obj.locks.held)-done]
+		woken = obj.locks.retry()
+	}
+	obj.locked.Store(!obj.locks.empty())
+	obj.mu.Unlock()
+	for _, w := range woken {
+		w.granted()
+	}
+	return st
+}
+
+// waitForLock makes the request wait. obj.mu is held.
+func (r *request) waitForLock(o *open, l byteLock) ntstatus.Status {
+	w := &lockWait{lock: l, obj: o.obj}
+	op, st := r.goAsync(o, func() {
+		o.obj.mu.Lock()
+		defer o.obj.mu.Unlock()
+		for i, x := range o.obj.locks.waiting {
+			if x == w {
+				o.obj.locks.waiting = append(o.obj.locks.waiting[:i], o.obj.locks.waiting[i+1:]...)
+				break
+			}
+		}
+	})
+	if st != ntstatus.Success {
+		if st == ntstatus.InternalError {
+			st = ntstatus.LockNotGranted // inside a compound nothing can wait
+		}
+		return st
+	}
+	op.closeStatus = ntstatus.RangeNotLocked
+	w.op = op
+	o.obj.locks.waiting = append(o.obj.locks.waiting, w)
+	return ntstatus.Success
+}

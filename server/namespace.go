@@ -1,0 +1,261 @@
+package server
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vdbridge/smb/ntstatus"
+)
+
+// remove unlinks rel if it still is the file key, or a link. The name is locked.
+func (sh *share) remove(rel string, key fileKey, dir bool) error {
+	parent, base := split(rel)
+	fd, err := sh.openDir(parent)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var m meta
+	if err := sh.statAt(fd, base, &m); err != nil {
+		return err
+	}
+	flags := 0
+	switch {
+	case m.mode&unix.S_IFMT == unix.S_IFLNK:
+		// The client saw what the link leads to; what it deletes is the link.
+	case m.key != key:
+		return ntstatus.ObjectNameNotFound // somebody has put another file there
+	case dir:
+		flags = unix.AT_REMOVEDIR
+	}
+	return unix.Unlinkat(fd, base, flags)
+}
+
+// emptyDir says whether a directory has no entries.
+func emptyDir(fd int) (bool, error) {
+	d, err := ignoringEINTR(func() (int, error) {
+		return unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(d)
+	buf := getBuffer(4096)
+	defer buf.free()
+	for {
+		n, err := ignoringEINTR(func() (int, error) { return unix.Getdents(d, buf.b) })
+		if err != nil {
+			return false, err
+		}
+		if n == 0 {
+			return true, nil
+		}
+		for rest := buf.b[:n]; len(rest) > 0; {
+			name, ino, _, reclen := parseDirent(rest)
+			rest = rest[reclen:]
+			if s := string(name); ino != 0 && s != "." && s != ".." {
+				return false, nil
+			}
+		}
+	}
+}
+
+// rename gives the open file another name. replace allows that the target exists, posix that it is open. [MS-FSA] 2.1.5.15.11
+func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.Status {
+	sh := r.tree.share
+	to, st := r.targetName(target)
+	if st != ntstatus.Success {
+		return st
+	}
+	from := o.currentRel()
+	if from == "" || to == "" {
+		return ntstatus.AccessDenied
+	}
+	unlock := sh.lockNames(from, to)
+	defer func() { unlock() }()
+	for now := o.currentRel(); now != from; now = o.currentRel() {
+		unlock()
+		from = now
+		unlock = sh.lockNames(from, to)
+	}
+	real, exists, err := sh.resolve(to)
+	if err != nil {
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			return ntstatus.ObjectPathNotFound
+		}
+		return statusOf(err)
+	}
+	sameEntry := exists && real == from
+	if sameEntry {
+		// Only the case changes, or nothing does.
+		dir, _ := split(real)
+		_, base := split(to)
+		real = join(dir, base)
+		if real == from {
+			return ntstatus.Success
+		}
+	}
+	if o.dir && strings.HasPrefix(real+"/", from+"/") && !sameEntry {
+		return ntstatus.AccessDenied // into itself
+	}
+	if o.dir && r.c.srv.objects.openBelow(sh, from) {
+		return ntstatus.AccessDenied
+	}
+	if exists && !sameEntry {
+		if st := r.replaceTarget(o, real, replace, posix); st != ntstatus.Success {
+			return st
+		}
+	}
+	if st := sh.renameEntry(from, real, o.obj.key, !replace && !sameEntry); st != ntstatus.Success {
+		return st
+	}
+	o.obj.mu.Lock()
+	for _, e := range o.obj.opens {
+		if e.rel == from && e.tree.share == sh {
+			e.rel = real
+		}
+	}
+	o.obj.mu.Unlock()
+	r.c.srv.notify.renamed(sh, from, real, o.dir)
+	return ntstatus.Success
+}
+
+// targetName checks the name in a rename or link request.
+func (r *request) targetName(target string) (string, ntstatus.Status) {
+	to, kind, dirOnly, st := parseName(strings.TrimPrefix(target, `\`))
+	switch {
+	case st != ntstatus.Success:
+		return "", st
+	case kind != streamNone:
+		return "", ntstatus.ObjectNameInvalid
+	case dirOnly:
+		return "", ntstatus.ObjectNameInvalid
+	}
+	return to, ntstatus.Success
+}
+
+// replaceTarget says whether the existing entry real may be replaced.
+func (r *request) replaceTarget(o *open, real string, replace, posix bool) ntstatus.Status {
+	sh := r.tree.share
+	if !replace {
+		return ntstatus.ObjectNameCollision
+	}
+	dir, base := split(real)
+	fd, err := sh.openDir(dir)
+	if err != nil {
+		return statusOf(err)
+	}
+	defer unix.Close(fd)
+	var m meta
+	if err := sh.statAt(fd, base, &m); err != nil {
+		return statusOf(err)
+	}
+	if m.isDir() || o.dir {
+		return ntstatus.AccessDenied
+	}
+	if m.attr&1 != 0 && !posix {
+		return ntstatus.AccessDenied
+	}
+	if obj := r.c.srv.objects.lookup(m.key); obj != nil && obj != o.obj && !posix {
+		obj.mu.Lock()
+		open := len(obj.opens) > 0
+		obj.mu.Unlock()
+		if open {
+			return ntstatus.AccessDenied
+		}
+	}
+	return ntstatus.Success
+}
+
+// renameEntry renames after checking that from still is the file.
+func (sh *share) renameEntry(from, to string, key fileKey, exclusive bool) ntstatus.Status {
+	fdir, fbase := split(from)
+	tdir, tbase := split(to)
+	ffd, err := sh.openDir(fdir)
+	if err != nil {
+		return statusOf(err)
+	}
+	defer unix.Close(ffd)
+	tfd, err := sh.openDir(tdir)
+	if err != nil {
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			return ntstatus.ObjectPathNotFound
+		}
+		return statusOf(err)
+	}
+	defer unix.Close(tfd)
+	var m meta
+	if err := sh.statAt(ffd, fbase, &m); err != nil {
+		return statusOf(err)
+	}
+	if m.key != key && m.mode&unix.S_IFMT != unix.S_IFLNK {
+		return ntstatus.ObjectNameNotFound
+	}
+	flags := uint(0)
+	if exclusive {
+		flags = unix.RENAME_NOREPLACE
+	}
+	err = unix.Renameat2(ffd, fbase, tfd, tbase, flags)
+	if err == unix.EINVAL && exclusive {
+		// The file system does not know the flag. Nobody but local programs can be in the way: the name is locked.
+		err = unix.Renameat(ffd, fbase, tfd, tbase)
+	}
+	return statusOf(err)
+}
+
+// link makes a hard link to the open file. [MS-FSA] 2.1.5.15.6
+func (r *request) link(o *open, target string, replace bool) ntstatus.Status {
+	sh := r.tree.share
+	to, st := r.targetName(target)
+	if st != ntstatus.Success {
+		return st
+	}
+	if o.dir {
+		return ntstatus.FileIsADirectory
+	}
+	if to == "" {
+		return ntstatus.ObjectNameCollision
+	}
+	defer sh.lockName(to)()
+	real, exists, err := sh.resolve(to)
+	if err != nil {
+		return ntstatus.ObjectPathNotFound
+	}
+	dir, base := split(real)
+	fd, err := sh.openDir(dir)
+	if err != nil {
+		return statusOf(err)
+	}
+	defer unix.Close(fd)
+	if exists {
+		if st := r.replaceTarget(o, real, replace, false); st != ntstatus.Success {
+			return st
+		}
+		if err := unix.Unlinkat(fd, base, 0); err != nil {
+			return statusOf(err)
+		}
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, procPath(o.fd, ""), fd, base, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return statusOf(err)
+	}
+	r.c.srv.notify.added(sh, real, false)
+	return ntstatus.Success
+}
+
+// openBelow says whether anything below the directory rel is open.
+func (t *objectTable) openBelow(sh *share, rel string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, obj := range t.m {
+		obj.mu.Lock()
+		for _, e := range obj.opens {
+			if e.tree.share == sh && strings.HasPrefix(e.rel, rel+"/") {
+				obj.mu.Unlock()
+				return true
+			}
+		}
+		obj.mu.Unlock()
+	}
+	return false
+}
