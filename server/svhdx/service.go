@@ -273,13 +273,7 @@ func (s *Service) QuerySupport(path string, o server.DiskOpen) (support, handleS
 	return support, tunnel.HandleStateNone
 }
 
-// Bits of an access mask that let the disk be read and written. [MS-SMB2] 2.2.13.1
-const (
-	readAccess  = wire.AccessReadData | wire.AccessGenericRead | wire.AccessGenericAll | wire.AccessMaximumAllowed
-	writeAccess = wire.AccessWriteData | wire.AccessAppendData | wire.AccessGenericWrite | wire.AccessGenericAll | wire.AccessMaximumAllowed
-)
-
-// OpenDisk is [server.DiskService]. The order of the checks is that of [3.2.5.1].
+// OpenDisk is [server.DiskService]. The order of the checks is that of [3.2.5.1]. A context must have come; generic access rights must have been mapped.
 func (s *Service) OpenDisk(ctx context.Context, path string, reqCtx []byte, opts, access uint32) (server.DiskOpen, []byte, error) {
 	o, reply, err := s.openContext(ctx, path, reqCtx, opts, access)
 	if err != nil {
@@ -291,9 +285,6 @@ func (s *Service) OpenDisk(ctx context.Context, path string, reqCtx []byte, opts
 }
 
 func (s *Service) openContext(ctx context.Context, path string, reqCtx []byte, opts, access uint32) (server.DiskOpen, []byte, error) {
-	if reqCtx == nil {
-		return nil, nil, fmt.Errorf("no open context; without it the name is that of a stream, which the file has not: %w", ntstatus.ObjectNameNotFound)
-	}
 	c, err := tunnel.ParseOpenContextRequest(reqCtx)
 	short := len(reqCtx) < tunnel.OpenContextV1Size ||
 		s.cfg.Version >= tunnel.Version2 && c.Version == tunnel.Version2 && len(reqCtx) < tunnel.OpenContextV2Size
@@ -321,7 +312,7 @@ func (s *Service) openContext(ctx context.Context, path string, reqCtx []byte, o
 	if err != nil {
 		return nil, nil, err
 	}
-	o := &open{s: s, d: d, opts: opts, mayRead: access&readAccess != 0, mayWrite: access&writeAccess != 0}
+	o := &open{s: s, d: d, opts: opts, mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
 	if c.InitiatorID != (wire.GUID{}) {
 		o.nexus = d.lu.Attach(lu.InitiatorID(c.InitiatorID), !o.mayWrite)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"vdbridge/server"
 	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
 	"vdbridge/vhdx"
 )
 
@@ -25,7 +26,7 @@ func (s *Service) openUnderlying(ctx context.Context, path string, access uint32
 	if s.shared(path) {
 		return nil, fmt.Errorf("the file is open as a shared virtual disk: %w", ntstatus.VHDShared)
 	}
-	o := &fileOpen{mayRead: access&readAccess != 0, mayWrite: access&writeAccess != 0}
+	o := &fileOpen{mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
 	f, err := vhdx.OpenOSFile(path, !o.mayWrite)
 	if err != nil {
 		return nil, err
