@@ -8,6 +8,7 @@ import (
 	"net"
 	"syscall"
 
+	"vdbridge/client"
 	"vdbridge/rsvd"
 	"vdbridge/scsi"
 	"vdbridge/smb/ntstatus"
@@ -68,8 +69,14 @@ func Classify(err error) Class {
 		return be.Class
 	}
 	switch {
-	case errors.Is(err, ErrUsage):
+	case errors.Is(err, ErrUsage), errors.Is(err, rsvd.ErrRange), errors.Is(err, vhdx.ErrRange):
 		return ClassUsage
+	case errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrSecurity), errors.Is(err, client.ErrProtocol):
+		return ClassConnection
+	case errors.Is(err, client.ErrUnsupportedServer):
+		return ClassUnsupported
+	case errors.Is(err, client.ErrGuest):
+		return ClassAuth
 	case errors.Is(err, ErrAuth):
 		return ClassAuth
 	case errors.Is(err, rsvd.ErrReservationConflict), errors.Is(err, rsvd.ErrPreempted):
@@ -92,7 +99,11 @@ func Classify(err error) Class {
 	if s, ok := ntstatus.Of(err); ok {
 		return classOfStatus(s)
 	}
+	var de *DiskError
 	var errno syscall.Errno
+	if errors.As(err, &de) {
+		return Classify(de.Err)
+	}
 	if errors.As(err, &errno) {
 		return classOfErrno(errno)
 	}

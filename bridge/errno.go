@@ -20,9 +20,6 @@ func Errno(err error) syscall.Errno {
 	if errors.As(err, &de) {
 		return de.Errno
 	}
-	if errors.Is(err, rsvd.ErrRange) || errors.Is(err, vhdx.ErrRange) {
-		return syscall.EINVAL
-	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return syscall.ETIMEDOUT
 	}

@@ -55,7 +55,10 @@ func onUsageError(c *cli.Context, err error, _ bool) error {
 	if c.Command != nil && c.Command.HelpName != "" {
 		name = c.Command.HelpName
 	}
-	return usage("%s; '%s --help' lists the flags", strings.TrimPrefix(err.Error(), "flag provided but not defined: "), name)
+	if f, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: "); ok {
+		return usage("there is no flag -%s; '%s --help' lists them", f, name)
+	}
+	return usage("%s; '%s --help' lists the flags", err, name)
 }
 
 // run executes one command line and returns the exit code.

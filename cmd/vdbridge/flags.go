@@ -34,6 +34,7 @@ func connectionFlags() []cli.Flag {
 		&cli.StringFlag{Name: "max-dialect", Usage: "newest SMB dialect to offer", Value: "3.1.1", Category: catConnection},
 		&cli.DurationFlag{Name: "timeout", Usage: "how long to wait for the connection", Value: 15 * time.Second, Category: catConnection},
 		&cli.StringFlag{Name: "pcap", Usage: "write all SMB messages to `FILE` for Wireshark, and the session keys beside it (FILE.keys): whoever has both can read everything", Category: catConnection},
+		&cli.StringFlag{Name: "state-dir", Usage: "where the identities of this host's initiators are kept", Value: bridge.DefaultStateDir(), Category: catConnection},
 	}
 }
 
@@ -43,7 +44,6 @@ func diskFlags() []cli.Flag {
 		&cli.StringFlag{Name: "mode", Usage: "rsvd: as a shared disk; file: the image file, for this host alone; auto: rsvd if the server has it", Value: "auto", Category: catDisk},
 		&cli.StringFlag{Name: "io", Usage: "data path of a shared disk: smb (READ and WRITE), scsi (CDBs in the tunnel), auto", Value: "auto", Category: catDisk},
 		&cli.UintFlag{Name: "rsvd-version", Usage: "insist on version 1 or 2 of MS-RSVD; 0 tries 2, then 1", Category: catDisk},
-		&cli.StringFlag{Name: "state-dir", Usage: "where initiator identities are kept", Value: bridge.DefaultStateDir(), Category: catDisk},
 	)
 }
 
