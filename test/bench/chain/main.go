@@ -57,7 +57,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 	if err := lab.Missing("qemu-img", "fio"); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "vdbridge-chain-")
+	dir, err := load.MemoryDir("vdbridge-chain-")
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 			err = errors.Join(err, b.procs[i].Stop(20*time.Second))
 		}
 	}()
-	fmt.Printf("Server, chain and client on this machine, one connection each, signed (SMB 3.1.1), a dynamic VHDX of %d MiB made by qemu-img, all blocks allocated, in the page cache; medians of %d runs of %.1f s. fio's nbd engine is the client of the chain.\n", diskBytes>>20, rounds, seconds)
+	fmt.Printf("Server, chain and client on this machine, one connection each, signed (SMB 3.1.1), a dynamic VHDX of %d MiB made by qemu-img, all blocks allocated, in memory; medians of %d runs of %.1f s. fio's nbd engine is the client of the chain.\n", diskBytes>>20, rounds, seconds)
 	if err := b.against(); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) error {
 	if err := lab.Missing("qemu-img", "qemu-nbd", "fio"); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "vdbridge-vhdxbench-")
+	dir, err := load.MemoryDir("vdbridge-vhdxbench-")
 	if err != nil {
 		return err
 	}
@@ -84,7 +84,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) error {
 		return err
 	}
 
-	fmt.Printf("A dynamic image of %d MiB, made by qemu-img, all blocks allocated, in the page cache; medians of %d runs of %.1f s. µs is processor time of the server for one request.\n\n", imageBytes>>20, rounds, seconds)
+	fmt.Printf("A dynamic image of %d MiB, made by qemu-img, all blocks allocated, in memory; medians of %d runs of %.1f s. µs is processor time of the server for one request.\n\n", imageBytes>>20, rounds, seconds)
 	load.Head("cell", "ours IOPS", "µs", "qemu-nbd IOPS", "µs", "ratio", "to reach")
 	for _, c := range []struct {
 		name string
