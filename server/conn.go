@@ -80,6 +80,7 @@ type conn struct {
 	tick     uint32
 	pending  map[uint64]*pendingOp // by AsyncId
 	sessions map[uint64]*session
+	ended    *session // the last session that ended
 	asyncID  uint64
 	draining chan struct{} // closed when nothing is running; set by quiesce
 	nRunning int
@@ -246,7 +247,7 @@ func (c *conn) findTransformSession(w *work) error {
 		return fmt.Errorf("encrypted message of %d bytes says %d: %w", len(w.buf.b), size, errProtocol)
 	}
 	sn := c.session(id)
-	if sn == nil || sn.sealer == nil || !sn.established() {
+	if sn == nil || sn.state.Load() == sessionInProgress || sn.sealer == nil {
 		return fmt.Errorf("encrypted message for unknown session %#x: %w", id, errProtocol)
 	}
 	w.transform = sn
@@ -263,6 +264,8 @@ func (c *conn) session(id uint64) *session {
 	sn := c.sessions[id]
 	if sn != nil {
 		c.lastSn.Store(sn)
+	} else if c.ended != nil && c.ended.id == id {
+		return c.ended
 	}
 	return sn
 }
@@ -331,6 +334,7 @@ func (c *conn) takeID(h *wire.Header) bool {
 // note puts the request into the ring of running ones.
 func (c *conn) note(w *work) {
 	r := &w.req
+	w.admitted = true
 	c.mu.Lock()
 	r.next, r.prev = &c.running, c.running.prev
 	r.prev.next, c.running.prev = r, r

@@ -21,6 +21,7 @@ type work struct {
 	head      wire.Header // of the first request
 	ids       int         // requests of the compound
 	mixed     bool        // related and unrelated requests are mixed, or the first one is related
+	admitted  bool        // in the ring of the connection
 	cost      int64
 
 	out    *buffer              // reply: room for a transform header, then the messages
@@ -108,7 +109,7 @@ func (w *work) free() {
 	w.buf.free()
 	w.out.free()
 	w.c, w.buf, w.out, w.msg, w.transform, w.sealBy = nil, nil, nil, nil, nil, nil
-	w.ids, w.cost, w.nparts, w.mixed = 0, 0, 0, false
+	w.ids, w.cost, w.nparts, w.mixed, w.admitted = 0, 0, 0, false, false
 	clear(w.parts[:])
 	w.extra = nil
 	w.seg[0] = nil

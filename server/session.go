@@ -75,7 +75,7 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 		if sn = c.newSession(); sn == nil {
 			return ntstatus.InsufficientResources, nil
 		}
-	} else if sn = c.session(r.hdr.SessionID); sn == nil {
+	} else if sn = c.session(r.hdr.SessionID); sn == nil || sn.state.Load() == sessionGone {
 		return ntstatus.UserSessionDeleted, nil
 	}
 	r.sess = sn
@@ -209,10 +209,14 @@ func (c *conn) newSession() *session {
 // guidTag makes the session identifiers of two runs of the server differ.
 func (s *Server) guidTag() uint32 { return uint32(s.started.UnixNano()>>20) | 1 }
 
-// endSession removes a session from its connection and closes what it has open.
+// endSession removes a session from its connection and closes what it has open. The last one that ended is remembered, so that requests that come too
+// late get a signed answer.
 func (c *conn) endSession(sn *session) {
 	c.mu.Lock()
 	delete(c.sessions, sn.id)
+	if sn.established() {
+		c.ended = sn
+	}
 	c.lastSn.Store(nil)
 	c.mu.Unlock()
 	c.srv.dropSession(sn)

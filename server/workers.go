@@ -130,7 +130,7 @@ func (p *workers) close() {
 
 // drop gives up a queued work whose connection has ended.
 func (w *work) drop() {
-	if w.req.next != nil {
+	if w.admitted {
 		w.c.mu.Lock()
 		w.c.forget(&w.req)
 		w.c.mu.Unlock()
@@ -140,7 +140,7 @@ func (w *work) drop() {
 
 // runQueued runs w on a worker. Large encrypted messages are still to be opened and admitted.
 func (w *work) runQueued() error {
-	if w.req.next == nil {
+	if !w.admitted {
 		err := w.open()
 		if err == nil {
 			var run bool
