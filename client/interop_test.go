@@ -212,3 +212,56 @@ func TestSmbdConcurrency(t *testing.T) {
 		})
 	}
 }
+
+// TestNoAllocations has warm requests of 4 KiB allocate nothing, however they are protected.
+func TestNoAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	s := smbd.Start(t, smbd.Options{})
+	for name, cfg := range map[string]client.Config{
+		"plain":        {Unsigned: true},
+		"AES-GMAC":     {Signing: []wire.SigningAlgorithm{wire.SigningAESGMAC}},
+		"AES-CMAC":     {Signing: []wire.SigningAlgorithm{wire.SigningAESCMAC}},
+		"HMAC-SHA256":  {MinDialect: wire.Dialect210, MaxDialect: wire.Dialect210},
+		"AES-128-GCM":  {Seal: true},
+		"AES-128-CCM":  {Seal: true, Ciphers: []wire.Cipher{wire.CipherAES128CCM}},
+		"AES-256-GCM":  {Seal: true, Ciphers: []wire.Cipher{wire.CipherAES256GCM}},
+		"AES-256-CCM":  {Seal: true, Ciphers: []wire.Cipher{wire.CipherAES256CCM}},
+		"few credits":  {Credits: 2},
+		"small pieces": {MaxIO: 4096},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := connect(t, s, cfg)
+			ctx, cancel := context.WithCancel(testContext(t))
+			defer cancel()
+			f := openFile(t, tree, "warm.bin")
+			buf, out := random(1, 4096), make([]byte, 64)
+			in := append(make([]byte, 8), 0, 16, 0, 0, 0, 0, 0, 0)
+			for what, call := range map[string]func() error{
+				"write": func() error { _, err := f.WriteAt(ctx, buf, 0); return err },
+				"read":  func() error { _, err := f.ReadAt(ctx, buf, 0); return err },
+				"ioctl": func() error {
+					_, err := f.Ioctl(ctx, wire.FsctlQueryAllocatedRanges, in, nil, out[:8], out[8:])
+					return err
+				},
+			} {
+				if _, err := f.WriteAt(ctx, buf, 0); err != nil {
+					t.Fatal(err)
+				}
+				for range 50 {
+					if err := call(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if n := testing.AllocsPerRun(200, func() {
+					if err := call(); err != nil {
+						t.Error(err)
+					}
+				}); n != 0 {
+					t.Errorf("%s: %v allocations", what, n)
+				}
+			}
+		})
+	}
+}

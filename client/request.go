@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"vdbridge/smb/crypt"
 	"vdbridge/smb/ntstatus"
@@ -31,9 +32,13 @@ const (
 // 80 and 112 bytes.
 const prefixSize = 256
 
-// copyPayload is the length in bytes up to which the payload of a request is copied behind its header. Above it, the caller's memory
-// goes to the network directly, and a cancelled call must wait until the network has let go of it.
-const copyPayload = 16 << 10
+const (
+	// copyPayload is the length in bytes up to which the payload of a request is copied behind its header. Above it, the caller's
+	// memory goes to the network directly, and a cancelled call must wait until the network has let go of it.
+	copyPayload = 64 << 10
+	// sendPatience is how long a cancelled call waits for that. A server that takes nothing for so long is given up.
+	sendPatience = 3 * time.Second
+)
 
 // request is one SMB2 request on its way, and its reply. Requests are pooled with all they need.
 //
@@ -115,7 +120,7 @@ func (c *Conn) request(cmd wire.Command, sess *Session, tree uint32) *request {
 var zeroHeader [wire.HeaderSize]byte
 
 // maxKeptOut is how large a request's own buffer may be for it to be kept.
-const maxKeptOut = 64 << 10
+const maxKeptOut = 72 << 10
 
 func (r *request) unref() {
 	switch n := r.refs.Add(-1); {
@@ -149,7 +154,15 @@ func (r *request) Release() {
 
 // awaitSent returns when the Sender does not use the memory of the request any more.
 func (r *request) awaitSent() {
-	if r.sent.CompareAndSwap(sentNot, sentAwaited) {
+	if !r.sent.CompareAndSwap(sentNot, sentAwaited) {
+		return
+	}
+	t := time.NewTimer(sendPatience)
+	defer t.Stop()
+	select {
+	case <-r.gone:
+	case <-t.C:
+		r.c.fail(fmt.Errorf("server has not taken what was sent to it for %v", sendPatience))
 		<-r.gone
 	}
 }
