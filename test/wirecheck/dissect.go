@@ -48,14 +48,23 @@ var commands = []string{"NEGOTIATE", "SESSION_SETUP", "LOGOFF", "TREE_CONNECT", 
 // severities of tshark's expert information that are problems, by the number that it has in PDML.
 var severities = map[string]string{"8388608": "error", "6291456": "warning"}
 
-// Dissect reads a capture with tshark, with the session keys from path+".keys" if that exists. problems are malformed packets, and
-// what tshark's expert information calls an error or a warning, one line each.
-func Dissect(ctx context.Context, path string) (messages []Message, problems []string, err error) {
+// Problem is something in a capture that tshark does not like: a malformed packet, or what its expert information calls an error or a warning.
+type Problem struct {
+	Frame int
+	Text  string
+}
+
+// String is one line.
+func (p Problem) String() string { return fmt.Sprintf("frame %d: %s", p.Frame, p.Text) }
+
+// Dissect reads a capture with tshark, with the session keys from path+".keys" if that exists. With verify it also checks signatures, which
+// tshark 4.0 knows how to do for HMAC-SHA256 and AES-CMAC; AES-GMAC always looks wrong to it.
+func Dissect(ctx context.Context, path string, verify bool) (messages []Message, problems []Problem, err error) {
 	tshark, err := lab.Look("tshark")
 	if err != nil {
 		return nil, nil, err
 	}
-	args := []string{"-r", path, "-T", "pdml", "-o", "smb2.verify_signatures:TRUE"}
+	args := []string{"-r", path, "-T", "pdml", "-o", fmt.Sprintf("smb2.verify_signatures:%t", verify)}
 	keys, err := os.ReadFile(path + ".keys")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, nil, err
@@ -78,7 +87,7 @@ func Dissect(ctx context.Context, path string) (messages []Message, problems []s
 }
 
 // parse reads PDML, tshark's XML.
-func parse(r io.Reader) (messages []Message, problems []string, err error) {
+func parse(r io.Reader) (messages []Message, problems []Problem, err error) {
 	var (
 		d      = xml.NewDecoder(r)
 		frame  int
@@ -89,7 +98,7 @@ func parse(r io.Reader) (messages []Message, problems []string, err error) {
 	)
 	endPDU := func() {
 		if locked != 0 {
-			problems = append(problems, fmt.Sprintf("frame %d: a sealed message that the keys do not open", locked))
+			problems = append(problems, Problem{locked, "a sealed message that the keys do not open"})
 		}
 		m, sealed, locked = nil, false, 0
 	}
@@ -117,7 +126,7 @@ func parse(r io.Reader) (messages []Message, problems []string, err error) {
 			frame++
 		case el.Name.Local == "proto":
 			if name == "_ws.malformed" {
-				problems = append(problems, fmt.Sprintf("frame %d: malformed: %s", frame, attr["showname"]))
+				problems = append(problems, Problem{frame, "malformed: " + attr["showname"]})
 			}
 			if name == "nbss" {
 				endPDU()
@@ -134,7 +143,7 @@ func parse(r io.Reader) (messages []Message, problems []string, err error) {
 			expert = show
 		case name == "_ws.expert.severity":
 			if s, ok := severities[show]; ok {
-				problems = append(problems, fmt.Sprintf("frame %d: %s: %s", frame, s, expert))
+				problems = append(problems, Problem{frame, s + ": " + expert})
 			}
 		}
 		if m == nil || el.Name.Local != "field" || name == "" {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,15 +26,16 @@ type session struct {
 	nbd    []string // more arguments of vdbridge nbd
 	shared bool
 	sealed bool
+	gmac   bool // signed by AES-GMAC, which tshark cannot verify
 }
 
 var sessions = []session{
-	{name: "plain-3.1.1-signed", nbd: []string{"--mode", "file"}},
+	{name: "plain-3.1.1-signed", nbd: []string{"--mode", "file"}, gmac: true},
 	{name: "plain-3.1.1-sealed", nbd: []string{"--mode", "file", "--encrypt"}, sealed: true},
 	{name: "plain-3.0-signed", nbd: []string{"--mode", "file", "--max-dialect", "3.0"}},
 	{name: "plain-3.0-sealed", nbd: []string{"--mode", "file", "--max-dialect", "3.0", "--encrypt"}, sealed: true},
-	{name: "shared-3.1.1-signed-scsi", nbd: []string{"--mode", "rsvd", "--io", "scsi"}, shared: true},
-	{name: "shared-3.1.1-signed-smb", nbd: []string{"--mode", "rsvd", "--io", "smb"}, shared: true},
+	{name: "shared-3.1.1-signed-scsi", nbd: []string{"--mode", "rsvd", "--io", "scsi"}, shared: true, gmac: true},
+	{name: "shared-3.1.1-signed-smb", nbd: []string{"--mode", "rsvd", "--io", "smb"}, shared: true, gmac: true},
 	{name: "shared-3.1.1-sealed-scsi", nbd: []string{"--mode", "rsvd", "--io", "scsi", "--encrypt"}, shared: true, sealed: true},
 	{name: "shared-3.0.2-signed-scsi", nbd: []string{"--mode", "rsvd", "--io", "scsi", "--max-dialect", "3.0.2"}, shared: true},
 	{name: "shared-3.1.1-server-insists-on-sealing", serve: []string{"--encrypt"}, nbd: []string{"--mode", "rsvd"}, shared: true, sealed: true},
@@ -49,17 +51,34 @@ func TestUseCases(t *testing.T) {
 			t.Parallel()
 			clientSide, serverSide := capture(t, bin, s)
 			for side, file := range map[string]string{"client": clientSide, "server": serverSide} {
-				messages, problems, err := Dissect(t.Context(), file)
+				messages, problems, err := Dissect(t.Context(), file, !s.gmac)
 				if err != nil {
 					t.Fatal(err)
 				}
 				for _, p := range problems {
+					if why := known(p, messages); why != "" {
+						t.Logf("%s: %s: known: %s", side, p, why)
+						continue
+					}
 					t.Errorf("%s: %s", side, p)
 				}
 				check(t, side, s, messages)
 			}
 		})
 	}
+}
+
+// known says why a problem is tshark's own, or "".
+func known(p Problem, messages []Message) string {
+	for _, m := range messages {
+		if m.Frame != p.Frame {
+			continue
+		}
+		if m.Command == "CREATE" && p.Text == "warning: Trailing stray characters" && m.Field("smb2.svhdx_open_device_context.host_name") != "" {
+			return "tshark reads InitiatorHostName as ASCII; it is Unicode ([MS-RSVD] 2.2.4.12)"
+		}
+	}
+	return ""
 }
 
 const (
@@ -101,7 +120,7 @@ func capture(t *testing.T, bin string, s session) (clientSide, serverSide string
 		t.Fatalf("%v\nthe server printed:\n%s", err, server.Output())
 	}
 	t.Cleanup(export.Kill)
-	run("qemu-io", "-f", "raw", "-c", fmt.Sprintf("write -P %d %d %d", pattern, ioOffset, ioSize), "-c", fmt.Sprintf("read -P %d %d %d", pattern, ioOffset, ioSize), uri)
+	run("qemu-io", "-t", "writeback", "-f", "raw", "-c", fmt.Sprintf("write -P %d %d %d", pattern, ioOffset, ioSize), "-c", fmt.Sprintf("read -P %d %d %d", pattern, ioOffset, ioSize), uri)
 	for _, p := range []*lab.Proc{export, server} {
 		if err := p.Stop(20 * time.Second); err != nil {
 			t.Fatal(err)
@@ -126,7 +145,7 @@ func check(t *testing.T, side string, s session, messages []Message) {
 			if m.Status != 0x103 { // STATUS_PENDING: the answer is still to come
 				delete(waiting, id)
 			}
-			if m.Command != "NEGOTIATE" && m.Command != "SESSION_SETUP" && m.Command != "IOCTL" && m.Status != 0 && m.Status != 0x103 {
+			if m.Status != 0 && m.Status != 0x103 && !mayFail(q, m) {
 				t.Errorf("%s: frame %d: %s failed", side, m.Frame, m)
 			}
 		} else {
@@ -153,11 +172,11 @@ func check(t *testing.T, side string, s session, messages []Message) {
 	for _, q := range waiting {
 		t.Errorf("%s: frame %d: %s was never answered", side, q.Frame, q)
 	}
-	if !s.sealed && good == 0 {
+	if !s.sealed && !s.gmac && good == 0 {
 		t.Errorf("%s: tshark has verified no signature, so the keys beside the capture are of no use", side)
 	}
 
-	order := `^NEGOTIATE (SESSION_SETUP ){2,3}TREE_CONNECT (IOCTL )?CREATE ((QUERY_INFO|READ|WRITE|FLUSH|IOCTL|SET_INFO|ECHO) )+CLOSE TREE_DISCONNECT LOGOFF$`
+	order := `^NEGOTIATE (SESSION_SETUP ){2,3}TREE_CONNECT (IOCTL )?CREATE (CREATE )?((QUERY_INFO|READ|WRITE|FLUSH|IOCTL|SET_INFO|ECHO) )+CLOSE TREE_DISCONNECT LOGOFF$`
 	if got := strings.Join(requests, " "); !regexp.MustCompile(order).MatchString(got) {
 		t.Errorf("%s: the order of the requests is\n  %s\nwant\n  %s", side, got, order)
 	}
@@ -165,6 +184,17 @@ func check(t *testing.T, side string, s session, messages []Message) {
 	if s.shared {
 		checkSharedFields(t, side, s, messages)
 	}
+}
+
+// mayFail says whether the answer to q is one of the refusals that belong to a good session.
+func mayFail(q, m Message) bool {
+	switch m.Command {
+	case "SESSION_SETUP":
+		return m.Status == 0xC0000016 // STATUS_MORE_PROCESSING_REQUIRED
+	case "CREATE": // the client tries version 2 of the context first, which a server of version 1 refuses, [MS-RSVD] 3.2.5.1
+		return m.Status == 0xC000000D && q.Field("smb2.svhdx_open_device_context.version") == "2"
+	}
+	return false
 }
 
 // find returns the messages of a command.
@@ -179,9 +209,17 @@ func find(messages []Message, command string, response bool) (found []Message) {
 
 func checkPlainFields(t *testing.T, side string, s session, messages []Message) {
 	t.Helper()
-	create := find(messages, "CREATE", false)
-	if len(create) != 1 || create[0].Field("smb2.filename") != diskName {
-		t.Errorf("%s: %d CREATE requests, the first for %q", side, len(create), create[0].Field("smb2.filename"))
+	name := diskName
+	if s.shared {
+		name += ":SharedVirtualDisk" // [MS-RSVD] 3.1.4.2
+	}
+	for _, m := range find(messages, "CREATE", false) {
+		if got := m.Field("smb2.filename"); got != name {
+			t.Errorf("%s: CREATE of %q, want %q", side, got, name)
+		}
+	}
+	if reply := find(messages, "NEGOTIATE", true); s.gmac && !slices.Contains(reply[len(reply)-1].Fields["smb2.negotiate_context.signing_id"], "0x0002") {
+		t.Errorf("%s: AES-GMAC was not agreed on: %v", side, reply[len(reply)-1].Fields["smb2.negotiate_context.signing_id"])
 	}
 	if tree := find(messages, "TREE_CONNECT", false); !strings.HasSuffix(strings.ToLower(tree[0].Field("smb2.tree")), `\`+lab.Share) {
 		t.Errorf("%s: TREE_CONNECT to %q", side, tree[0].Field("smb2.tree"))
@@ -195,31 +233,27 @@ func checkPlainFields(t *testing.T, side string, s session, messages []Message) 
 
 func checkSharedFields(t *testing.T, side string, s session, messages []Message) {
 	t.Helper()
-	create := find(messages, "CREATE", false)[0]
+	creates := find(messages, "CREATE", false)
+	create := creates[len(creates)-1]
 	if v := create.Field("smb2.svhdx_open_device_context.version"); v != "1" && v != "2" {
 		t.Errorf("%s: CREATE has no SVHDX_OPEN_DEVICE_CONTEXT that tshark reads (version %q)", side, v)
 	}
 	if host, err := os.Hostname(); err == nil {
 		host, _, _ = strings.Cut(host, ".")
-		if got := create.Field("smb2.svhdx_open_device_context.host_name"); got != host {
-			t.Errorf("%s: the initiator host name on the wire is %q, ours is %q", side, got, host)
+		// tshark shows Unicode as ASCII and so only the first letter; the length is in bytes.
+		got, n := create.Field("smb2.svhdx_open_device_context.host_name"), create.Field("smb2.svhxd_open_device_context.initiator_host_name_len")
+		if got != host[:1] || n != fmt.Sprint(2*len(host)) {
+			t.Errorf("%s: the initiator host name on the wire begins with %q and has %s bytes, ours is %q", side, got, n, host)
 		}
 	}
 	var (
 		operations = make(map[string]int)
 		asked      = make(map[string]Message) // tunnel requests by message id
-		support    bool
 		cdbs       []string
 	)
 	for _, m := range messages {
 		if m.Command != "IOCTL" {
 			continue
-		}
-		if m.Field("smb2.ioctl.function") == fsctlSupport && m.Response && m.Status == 0 {
-			support = true
-			if v := m.Field("smb2.ioctl.shared_virtual_disk.support"); v != "0x00000001" && v != "0x00000002" {
-				t.Errorf("%s: SharedVirtualDiskSupport is %q", side, v)
-			}
 		}
 		code := m.Field("rsvd.svhdx_operation_code")
 		if m.Field("smb2.ioctl.function") != fsctlTunnel {
@@ -247,9 +281,6 @@ func checkSharedFields(t *testing.T, side string, s session, messages []Message)
 			t.Errorf("%s: the disk's size on the wire is %s", side, v)
 		}
 	}
-	if !support {
-		t.Errorf("%s: FSCTL_QUERY_SHARED_VIRTUAL_DISK_SUPPORT was not asked or not answered", side)
-	}
 	if operations["0x02001001"] == 0 {
 		t.Errorf("%s: no RSVD_TUNNEL_GET_INITIAL_INFO_OPERATION; there were %v", side, operations)
 	}
@@ -269,7 +300,7 @@ func checkSharedFields(t *testing.T, side string, s session, messages []Message)
 // TestProblemsAreSeen makes sure that the checks can fail: a capture with damaged bytes has problems.
 func TestProblemsAreSeen(t *testing.T) {
 	lab.Need(t, "tshark", "qemu-img", "qemu-io")
-	file, _ := capture(t, lab.Vdbridge(t), sessions[0])
+	file, _ := capture(t, lab.Vdbridge(t), session{name: "forged", nbd: []string{"--mode", "file", "--max-dialect", "3.0"}})
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -292,7 +323,7 @@ func TestProblemsAreSeen(t *testing.T) {
 	if err := os.WriteFile(bad+".keys", keys, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	messages, problems, err := Dissect(t.Context(), bad)
+	messages, problems, err := Dissect(t.Context(), bad, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +331,7 @@ func TestProblemsAreSeen(t *testing.T) {
 	for _, m := range messages {
 		wrong += len(m.Fields["smb2.bad_signature"])
 	}
-	if wrong != 1 && len(problems) == 0 {
+	if wrong != 1 || len(problems) == 0 {
 		t.Errorf("a forged message was not noticed (%d bad signatures, problems %q)", wrong, problems)
 	}
 }
