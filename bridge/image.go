@@ -195,16 +195,16 @@ func checkCreate(loc Location, co CreateOptions) error {
 	switch {
 	case !loc.Local && loc.Path == "":
 		return Usagef("%s names no file; give smb://user@host/share/disk.vhdx", loc)
+	case co.LogicalSector != 0 && co.LogicalSector != 512 && co.LogicalSector != 4096, co.PhysicalSector != 0 && co.PhysicalSector != 512 && co.PhysicalSector != 4096:
+		return Usagef("sectors have 512 or 4096 bytes")
+	case co.PhysicalSector != 0 && co.PhysicalSector < co.LogicalSector:
+		return Usagef("the physical sector cannot be smaller than the logical one")
 	case co.Size <= 0 || co.Size%sector != 0:
 		return Usagef("a disk of %d bytes is not a whole number of sectors of %d bytes", co.Size, sector)
 	case co.Size > 64<<40:
 		return Usagef("a VHDX holds at most 64 TiB")
 	case co.BlockSize != 0 && (co.BlockSize < 1<<20 || co.BlockSize > 256<<20 || co.BlockSize&(co.BlockSize-1) != 0):
 		return Usagef("the block size must be a power of two from 1M to 256M")
-	case co.LogicalSector != 0 && co.LogicalSector != 512 && co.LogicalSector != 4096, co.PhysicalSector != 0 && co.PhysicalSector != 512 && co.PhysicalSector != 4096:
-		return Usagef("sectors have 512 or 4096 bytes")
-	case co.PhysicalSector != 0 && co.PhysicalSector < co.LogicalSector:
-		return Usagef("the physical sector cannot be smaller than the logical one")
 	}
 	return nil
 }

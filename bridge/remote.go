@@ -10,6 +10,7 @@ import (
 
 	"vdbridge/client"
 	"vdbridge/smb/auth"
+	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/pcap"
 	"vdbridge/smb/transport"
 	"vdbridge/smb/wire"
@@ -157,6 +158,9 @@ func explain(step string, loc Location, o Options, err error) error {
 	case step == "connect" && errors.Is(err, context.DeadlineExceeded):
 		class = ClassConnection
 		s = fmt.Sprintf("%s does not answer within %v: check host, port and firewall, or give it more --timeout", loc.Addr(), o.Timeout)
+	case step == "connect" && errors.Is(err, ntstatus.NotSupported):
+		class = ClassUnsupported
+		s = fmt.Sprintf("the server %s speaks none of the SMB dialects that were offered; allow others with --min-dialect and --max-dialect", loc.Host)
 	case step == "connect":
 		class = ClassConnection
 		s = fmt.Sprintf("cannot connect to %s: %v; check host and port, and that the server runs", loc.Addr(), rootCause(err))
@@ -206,7 +210,7 @@ func explainOpen(loc Location, err error) error {
 	}
 	switch class {
 	case ClassNotFound:
-		s = fmt.Sprintf("there is no file %q %s", loc.Path, where)
+		s = fmt.Sprintf("there is no file %q %s", strings.ReplaceAll(loc.Path, `\`, "/"), where)
 	case ClassPermission:
 		s = fmt.Sprintf("you may not open %s: ask for the rights, or try --read-only", loc)
 	case ClassBusy:

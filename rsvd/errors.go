@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"vdbridge/scsi"
 	"vdbridge/smb/ntstatus"
 )
 
@@ -81,6 +82,17 @@ func kindOf(s ntstatus.Status) error {
 	}
 	return nil
 }
+
+// conflictError is ErrReservationConflict as the unit says it.
+type conflictError struct{ err *scsi.Error }
+
+func (e *conflictError) Error() string { return e.err.Error() }
+
+// Unwrap gives the *scsi.Error.
+func (e *conflictError) Unwrap() error { return e.err }
+
+// Is makes it match ErrReservationConflict.
+func (e *conflictError) Is(target error) bool { return target == ErrReservationConflict }
 
 // wrap turns an error of the SMB open into an *Error, so that it says what was being done. Errors without a status stay as they are inside.
 func wrap(op string, err error) error {

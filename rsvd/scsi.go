@@ -102,7 +102,7 @@ func (d *Disk) scsiError(op scsi.OpCode, status, srb byte, sense []byte) error {
 	e := &scsi.Error{Op: op, Status: scsi.Status(status)}
 	switch e.Status {
 	case scsi.ReservationConflict:
-		e.Err = ErrReservationConflict
+		return &conflictError{e}
 	case scsi.CheckCondition:
 		s, err := scsi.ParseSense(sense)
 		if err != nil {

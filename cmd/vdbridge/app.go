@@ -204,5 +204,15 @@ func oneArg(c *cli.Context, what string) (string, error) {
 	return c.Args().First(), nil
 }
 
+// need says which of the flags is missing, if one is.
+func need(c *cli.Context, names ...string) error {
+	for _, n := range names {
+		if !c.IsSet(n) {
+			return usage("--%s is missing; '%s --help' has an example", n, c.Command.HelpName)
+		}
+	}
+	return nil
+}
+
 // printf writes to standard output. What cannot be written there cannot be told either.
 func printf(c *cli.Context, format string, args ...any) { fmt.Fprintf(c.App.Writer, format, args...) }

@@ -33,7 +33,7 @@ func benchCommand() *cli.Command {
 }
 
 func bench(c *cli.Context) (err error) {
-	loc, o, err := target(c, slog.LevelWarn)
+	loc, o, err := target(c, slog.LevelError)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ func checkCommand() *cli.Command {
   vdbridge check smb://me@server/disks/a.vhdx --json`,
 		Flags: append(connectionFlags(), jsonFlag),
 		Action: func(c *cli.Context) error {
-			loc, o, err := target(c, slog.LevelWarn)
+			loc, o, err := target(c, slog.LevelError)
 			if err != nil {
 				return err
 			}

@@ -43,7 +43,7 @@ func create(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	o, err := options(c, slog.LevelWarn)
+	o, err := options(c, slog.LevelError)
 	if err != nil {
 		return err
 	}

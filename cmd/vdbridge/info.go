@@ -23,7 +23,7 @@ func infoCommand() *cli.Command {
   vdbridge info smb://me@server/disks/a.vhdx --json`,
 		Flags: append(diskFlags(), jsonFlag),
 		Action: func(c *cli.Context) error {
-			loc, o, err := target(c, slog.LevelWarn)
+			loc, o, err := target(c, slog.LevelError)
 			if err != nil {
 				return err
 			}

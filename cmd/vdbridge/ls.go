@@ -20,7 +20,7 @@ func lsCommand() *cli.Command {
   vdbridge ls smb://me@server/disks/dir --json`,
 		Flags: append(connectionFlags(), jsonFlag),
 		Action: func(c *cli.Context) error {
-			loc, o, err := target(c, slog.LevelWarn)
+			loc, o, err := target(c, slog.LevelError)
 			if err != nil {
 				return err
 			}

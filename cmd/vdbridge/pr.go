@@ -45,7 +45,7 @@ func parseKey(name, s string) (uint64, error) {
 }
 
 func prCommand() *cli.Command {
-	key := func(use string) cli.Flag { return &cli.StringFlag{Name: "key", Usage: use, Required: true} }
+	key := func(use string) cli.Flag { return &cli.StringFlag{Name: "key", Usage: use} }
 	typ := &cli.StringFlag{Name: "type", Usage: "we, ea: write exclusive, exclusive access; wero, earo: for registrants only; wear, eaar: all registrants", Value: "wero"}
 	aptpl := &cli.BoolFlag{Name: "aptpl", Usage: "keep registrations through a loss of power, if the server can"}
 	mine := "our registered `KEY`"
@@ -75,13 +75,13 @@ registered when its last open is closed, so a registration without an attachment
 			verb("reserve", "reserve the disk", "vdbridge pr reserve smb://me@server/disks/a.vhdx --key 0xa1 --type wero", prReserve, key(mine), typ),
 			verb("release", "release our reservation", "vdbridge pr release smb://me@server/disks/a.vhdx --key 0xa1 --type wero", prRelease, key(mine), typ),
 			verb("preempt", "take another's registration away, and its reservation over", "vdbridge pr preempt smb://me@server/disks/a.vhdx --key 0xa1 --victim 0xb2", prPreempt,
-				key(mine), &cli.StringFlag{Name: "victim", Usage: "`KEY` to take away", Required: true}, typ),
+				key(mine), &cli.StringFlag{Name: "victim", Usage: "`KEY` to take away"}, typ),
 			verb("preempt-abort", "preempt, and abort what the victim has under way", "vdbridge pr preempt-abort smb://me@server/disks/a.vhdx --key 0xa1 --victim 0xb2", prPreemptAbort,
-				key(mine), &cli.StringFlag{Name: "victim", Usage: "`KEY` to take away", Required: true}, typ),
+				key(mine), &cli.StringFlag{Name: "victim", Usage: "`KEY` to take away"}, typ),
 			verb("clear", "take the reservation and all registrations away", "vdbridge pr clear smb://me@server/disks/a.vhdx --key 0xa1", prClear, key(mine)),
 			verb("move", "move our reservation to another initiator", "vdbridge pr move smb://me@server/disks/a.vhdx --key 0xa1 --to GUID --new-key 0xb2", prMove,
-				key(mine), &cli.StringFlag{Name: "to", Usage: "`GUID` of the other initiator, which 'pr status' shows", Required: true},
-				&cli.StringFlag{Name: "new-key", Usage: "`KEY` to register for it", Required: true}, &cli.BoolFlag{Name: "unregister", Usage: "give our registration up"}, aptpl),
+				key(mine), &cli.StringFlag{Name: "to", Usage: "`GUID` of the other initiator, which 'pr status' shows"},
+				&cli.StringFlag{Name: "new-key", Usage: "`KEY` to register for it"}, &cli.BoolFlag{Name: "unregister", Usage: "give our registration up"}, aptpl),
 			verb("capabilities", "say which reservations the server has", "vdbridge pr capabilities smb://me@server/disks/a.vhdx", prCapabilities, jsonFlag),
 		},
 	}
@@ -96,7 +96,7 @@ func alias(c *cli.Command, names ...string) *cli.Command {
 type prAction func(ctx context.Context, c *cli.Context, d *rsvd.Disk) (text string, data any, err error)
 
 func runPR(c *cli.Context, act prAction) (err error) {
-	loc, o, err := target(c, slog.LevelWarn)
+	loc, o, err := target(c, slog.LevelError)
 	if err != nil {
 		return err
 	}
@@ -107,6 +107,9 @@ func runPR(c *cli.Context, act prAction) (err error) {
 		return usage("reservations need a shared disk; leave --mode file out")
 	}
 	o.Mode = bridge.ModeRSVD
+	if err := checkPRFlags(c); err != nil {
+		return err
+	}
 	alone, err := bridge.AttachmentFor(loc, &o)
 	if err != nil {
 		return err
@@ -129,6 +132,34 @@ func runPR(c *cli.Context, act prAction) (err error) {
 	printf(c, "%s", text)
 	if alone && (c.Command.Name == "register" || c.Command.Name == "reserve") {
 		fmt.Fprintf(c.App.ErrWriter, "vdbridge: note: no running attachment of this host is initiator %q, so the server drops this when the command ends\n", o.Attachment)
+	}
+	return nil
+}
+
+// checkPRFlags finds mistakes before a server is asked.
+func checkPRFlags(c *cli.Context) error {
+	for _, f := range c.Command.Flags {
+		n := f.Names()[0]
+		var err error
+		switch n {
+		case "key", "victim", "new-key":
+			if err = need(c, n); err == nil {
+				_, err = keyFlag(c, n)
+			}
+		case "old-key":
+			if c.IsSet(n) {
+				_, err = keyFlag(c, n)
+			}
+		case "to":
+			if err = need(c, n); err == nil {
+				_, err = bridge.ParseGUID(c.String(n))
+			}
+		case "type":
+			_, err = parsePRType(c.String(n))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ func scsiCommand() *cli.Command {
   vdbridge scsi smb://me@server/disks/a.vhdx --cdb 25000000000000000000 --in 8 --raw | od -tx1`,
 		Flags: concat(
 			[]cli.Flag{
-				&cli.StringFlag{Name: "cdb", Usage: "the command in `HEX`, 6 to 16 bytes", Required: true},
+				&cli.StringFlag{Name: "cdb", Usage: "the command in `HEX`, 6 to 16 bytes"},
 				&cli.StringFlag{Name: "in", Usage: "bytes of data that the disk may return", Value: "0"},
 				&cli.StringFlag{Name: "out", Usage: "send the data in `FILE` (- is standard input)"},
 				&cli.BoolFlag{Name: "raw", Usage: "write the data as they are instead of dumping them"},
@@ -37,7 +37,7 @@ func scsiCommand() *cli.Command {
 }
 
 func sendSCSI(c *cli.Context) (err error) {
-	loc, o, err := target(c, slog.LevelWarn)
+	loc, o, err := target(c, slog.LevelError)
 	if err != nil {
 		return err
 	}
@@ -45,6 +45,9 @@ func sendSCSI(c *cli.Context) (err error) {
 		return usage("SCSI commands go to a shared disk on a server; give its URL")
 	}
 	o.Mode = bridge.ModeRSVD
+	if err := need(c, "cdb"); err != nil {
+		return err
+	}
 	cdb, err := hex.DecodeString(strings.Join(strings.FieldsFunc(c.String("cdb"), func(r rune) bool { return r == ' ' || r == ':' || r == ',' }), ""))
 	if err != nil || len(cdb) < 6 || len(cdb) > 16 {
 		return usage("--cdb needs 6 to 16 bytes in hexadecimal, such as 120000006000")

@@ -52,13 +52,13 @@ func serve(c *cli.Context) error {
 	if o.Logger, err = logger(c, slog.LevelWarn); err != nil {
 		return err
 	}
-	l, err := bridge.Listen(c.String("listen"))
+	srv, err := bridge.NewFileServer(o)
 	if err != nil {
 		return err
 	}
-	srv, err := bridge.NewFileServer(o)
+	l, err := bridge.Listen(c.String("listen"))
 	if err != nil {
-		l.Close()
+		srv.Close()
 		return err
 	}
 	undo, err := ready(c, "smb://"+l.Addr().String()+"/"+o.Share)
