@@ -274,7 +274,6 @@ func (c *conn) session(id uint64) *session {
 // there is nothing to run (CANCEL). [MS-SMB2] 3.3.5.2.2 to 3.3.5.2.7
 func (c *conn) admit(w *work) (run bool, err error) {
 	msg := w.msg
-	related := false
 	for i := 0; ; i++ {
 		h, err := wire.ParseHeader(msg)
 		if err != nil {
@@ -288,7 +287,7 @@ func (c *conn) admit(w *work) (run bool, err error) {
 		}
 		if i == 0 {
 			w.first, w.head = h.Command, h
-			w.mixed = h.Flags&wire.FlagRelated != 0
+			w.orphan = h.Flags&wire.FlagRelated != 0
 			if h.Command == wire.CmdCancel {
 				return false, c.receiveCancel(w, &h)
 			}
@@ -299,10 +298,6 @@ func (c *conn) admit(w *work) (run bool, err error) {
 			if h.Command == wire.CmdNegotiate || h.Command == wire.CmdSessionSetup || h.Command == wire.CmdCancel {
 				return false, fmt.Errorf("%v inside a compound: %w", h.Command, errProtocol)
 			}
-			if i == 1 {
-				related = h.Flags&wire.FlagRelated != 0
-			}
-			w.mixed = w.mixed || related != (h.Flags&wire.FlagRelated != 0)
 		}
 		if !c.takeID(&h) {
 			return false, fmt.Errorf("%v with message id %d, charge %d, outside of the granted credits: %w", h.Command, h.MessageID, h.CreditCharge, errProtocol)

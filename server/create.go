@@ -12,10 +12,10 @@ import (
 
 const (
 	validOptions     uint32 = 0x00FFFFFF
-	unsupportedOpts         = wire.OptOpenByFileID | 0x00000400 | 0x00008000<<1 // open by id, opening remote instances, reserving an oplock filter
+	unsupportedOpts  uint32 = wire.OptOpenByFileID | 0x00000080 | 0x00100000 // FILE_OPEN_BY_FILE_ID, FILE_CREATE_TREE_CONNECTION, FILE_RESERVE_OPFILTER
 	reservedAccess   uint32 = 0x0CE0FE00
 	validCreateAttrs        = fscc.AttrReadonly | fscc.AttrHidden | fscc.AttrSystem | fscc.AttrDirectory | fscc.AttrArchive | fscc.AttrNormal |
-		fscc.AttrTemporary | fscc.AttrSparse | fscc.AttrReparsePoint | fscc.AttrCompressed | fscc.AttrOffline | fscc.AttrNotIndexed | fscc.AttrEncrypted | 0x00000040
+		fscc.AttrTemporary | fscc.AttrSparse | fscc.AttrReparsePoint | fscc.AttrCompressed | fscc.AttrOffline | fscc.AttrNotIndexed | fscc.AttrEncrypted
 )
 
 // mapGeneric replaces the generic access rights by those of files. [MS-SMB2] 2.2.13.1.1
@@ -125,6 +125,9 @@ func (r *request) register(o *open) ntstatus.Status {
 // checkCreate checks everything that can be checked without looking at the file.
 func (r *request) checkCreate(a *createArgs) ntstatus.Status {
 	var st ntstatus.Status
+	if a.DesiredAccess == 0 || a.DesiredAccess&reservedAccess != 0 {
+		return ntstatus.AccessDenied
+	}
 	switch {
 	case a.Impersonation > 3:
 		return ntstatus.BadImpersonationLevel
@@ -158,9 +161,6 @@ func (r *request) checkCreate(a *createArgs) ntstatus.Status {
 		if a.FileAttributes&fscc.AttrTemporary != 0 {
 			return ntstatus.InvalidParameter
 		}
-	}
-	if a.DesiredAccess == 0 || a.DesiredAccess&reservedAccess != 0 {
-		return ntstatus.AccessDenied
 	}
 	a.access = mapGeneric(a.DesiredAccess)
 	a.maximal = a.access&wire.AccessMaximumAllowed != 0
@@ -446,7 +446,7 @@ func (r *request) makeNew(a *createArgs, o *open) (int, ntstatus.Status) {
 // setNewAttrs stores the attributes of a new file, as far as they differ from what is there without storing.
 func (sh *share) setNewAttrs(fd int, attr, plain uint32) {
 	if attr&storedAttrs != plain&storedAttrs {
-		_ = sh.writeXattr(fd, attr, 0)
+		_ = sh.writeXattr(fd, stored{attr: attr})
 	}
 	if attr&fscc.AttrReadonly != 0 && plain&fscc.AttrDirectory == 0 {
 		sh.setReadonly(fd, true)
@@ -507,7 +507,7 @@ func (r *request) overwrite(a *createArgs, o *open, m *meta) ntstatus.Status {
 	}
 	sh := r.tree.share
 	if m.attr&storedAttrs != (a.FileAttributes|fscc.AttrArchive)&storedAttrs {
-		_ = sh.writeXattr(o.fd, a.FileAttributes|fscc.AttrArchive, 0)
+		_ = sh.writeXattr(o.fd, stored{attr: a.FileAttributes | fscc.AttrArchive, creation: m.kept.creation})
 	}
 	return ntstatus.Success
 }

@@ -7,11 +7,21 @@ import (
 
 // handle runs one request and appends the body of its reply. An error ends the connection.
 func (r *request) handle() (ntstatus.Status, error) {
-	if r.w.mixed {
-		return ntstatus.InvalidParameter, nil
-	}
 	if !r.rel {
 		r.sess, r.tree, r.chainOpen = nil, nil, false
+	}
+	if !r.rel {
+		r.chainError = ntstatus.Success
+	}
+	if r.hdr.Flags&wire.FlagRelated == 0 {
+		r.w.orphan = false
+	}
+	if r.w.orphan {
+		// The first requests are related ones: there is nothing to which they could be related. The replies are signed if possible.
+		if sn := r.c.session(r.hdr.SessionID); sn != nil && sn.established() {
+			r.sess = sn
+		}
+		return ntstatus.InvalidParameter, nil
 	}
 	switch r.hdr.Command {
 	case wire.CmdNegotiate:

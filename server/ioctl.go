@@ -31,6 +31,12 @@ func (r *request) ioctl() (ntstatus.Status, error) {
 		return ntstatus.InvalidParameter, nil
 	}
 	switch req.CtlCode {
+	case wire.FsctlDFSGetReferrals, wire.FsctlDFSGetReferralsEx, wire.FsctlQueryNetworkInterfaceInfo, wire.FsctlValidateNegotiateInfo, wire.FsctlPipeWait:
+		if req.FileID != wire.RelatedFileID {
+			return ntstatus.InvalidParameter, nil
+		}
+	}
+	switch req.CtlCode {
 	case wire.FsctlValidateNegotiateInfo:
 		return r.validateNegotiate(&req)
 	case wire.FsctlQueryNetworkInterfaceInfo:
@@ -88,6 +94,8 @@ func (r *request) fileIoctl(o *open, req *wire.IoctlRequest) ntstatus.Status {
 		return ntstatus.NotSupported
 	case wire.FsctlCreateOrGetObjectID:
 		return r.objectID(o, req)
+	case fsctlSetCompression:
+		return ntstatus.NotSupported
 	case fsctlGetCompression:
 		if req.MaxOutputResponse < 2 {
 			return ntstatus.BufferTooSmall
@@ -98,8 +106,11 @@ func (r *request) fileIoctl(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	return ntstatus.InvalidDeviceRequest
 }
 
-// fsctlGetCompression asks whether a file is compressed. [MS-FSCC] 2.3.17
-const fsctlGetCompression uint32 = 0x0009003C
+// Control codes of compression, which there is none of. [MS-FSCC] 2.3.21, 2.3.67
+const (
+	fsctlGetCompression uint32 = 0x0009003C
+	fsctlSetCompression uint32 = 0x0009C040
+)
 
 // beginOutput makes room for up to n bytes of output behind the fixed part of the reply.
 func (r *request) beginOutput(n int) []byte {
@@ -270,9 +281,14 @@ func (r *request) setSparse(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	attr := m.attr &^ fscc.AttrSparse
 	if sparse {
 		attr |= fscc.AttrSparse
+	} else if m.attr&fscc.AttrSparse != 0 && m.size > 0 {
+		// A file that is not sparse has all its space.
+		if err := unix.Fallocate(o.fd, 0, 0, m.size); err != nil && err != unix.EOPNOTSUPP {
+			return statusOf(err)
+		}
 	}
 	if attr != m.attr {
-		if err := sh.writeXattr(o.fd, attr, sh.storedCreation(o.fd)); err != nil {
+		if err := sh.writeXattr(o.fd, stored{attr, m.kept.creation, m.kept.change, m.kept.when}); err != nil {
 			return statusOf(err)
 		}
 		r.c.srv.notify.modified(sh, o.currentRel(), fscc.NotifyAttributes)
@@ -296,7 +312,15 @@ func (r *request) zeroData(o *open, req *wire.IoctlRequest) ntstatus.Status {
 		return ntstatus.FileLockConflict
 	}
 	if n > 0 {
-		if st := punch(o.fd, z.FileOffset, n); st != ntstatus.Success {
+		var m meta
+		if err := r.tree.share.statAt(o.fd, "", &m); err != nil {
+			return statusOf(err)
+		}
+		how := punch
+		if m.attr&fscc.AttrSparse == 0 {
+			how = zero // a file that is not sparse keeps its space
+		}
+		if st := how(o.fd, z.FileOffset, n); st != ntstatus.Success {
 			return st
 		}
 		r.c.srv.notify.written(o)
@@ -304,10 +328,19 @@ func (r *request) zeroData(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	return r.noOutput(req)
 }
 
-// punch makes a range read as zeros without changing the size.
+// punch makes a range read as zeros without changing the size, and gives its space back.
 func punch(fd int, off, n int64) ntstatus.Status {
+	return zeroRange(fd, unix.FALLOC_FL_PUNCH_HOLE, off, n)
+}
+
+// zero is punch that keeps the space.
+func zero(fd int, off, n int64) ntstatus.Status {
+	return zeroRange(fd, unix.FALLOC_FL_ZERO_RANGE, off, n)
+}
+
+func zeroRange(fd int, how uint32, off, n int64) ntstatus.Status {
 	for {
-		err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		err := unix.Fallocate(fd, how|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		switch err {
 		case unix.EINTR:
 			continue
@@ -358,6 +391,18 @@ func (r *request) allocatedRanges(o *open, req *wire.IoctlRequest) ntstatus.Stat
 	room := int(req.MaxOutputResponse) / 16 * 16
 	out := r.beginOutput(min(room, 64<<10))
 	n := 0
+	var m meta
+	if err := r.tree.share.statAt(o.fd, "", &m); err != nil {
+		return statusOf(err)
+	}
+	if m.attr&fscc.AttrSparse == 0 && m.alloc >= m.size && q.Offset < end {
+		// Neither sparse by name nor in fact.
+		if len(out) < 16 {
+			return ntstatus.BufferTooSmall
+		}
+		fscc.AppendFileRange(out[:0], fscc.Range{Offset: q.Offset, Length: end - q.Offset})
+		return r.endOutput(req, 16)
+	}
 	for pos := q.Offset; pos < end; {
 		data, err := unix.Seek(o.fd, pos, unix.SEEK_DATA)
 		if err == unix.ENXIO || err == nil && data >= end {

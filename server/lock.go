@@ -49,7 +49,8 @@ func (t *lockTable) conflicts(l *byteLock) bool {
 		if !h.overlaps(l.start, l.end) {
 			continue
 		}
-		if h.exclusive || l.exclusive {
+		// An open may put a shared lock on top of its own exclusive one, but no exclusive one on top of anything.
+		if l.exclusive || h.exclusive && h.owner != l.owner {
 			return true
 		}
 	}
@@ -201,7 +202,7 @@ func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 	obj.mu.Lock()
 	for i := range elems {
 		e := &elems[i]
-		if e.Flags&^wire.LockFailImmediately != wire.LockUnlock {
+		if e.Flags != wire.LockUnlock {
 			st = ntstatus.InvalidParameter
 			break
 		}

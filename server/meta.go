@@ -16,13 +16,23 @@ type meta struct {
 	links                                   uint32
 	attr                                    uint32
 	mode                                    uint32 // Linux type and permissions
+	kept                                    stored
 }
 
 func (m *meta) isDir() bool { return m.mode&unix.S_IFMT == unix.S_IFDIR }
 func (m *meta) isReg() bool { return m.mode&unix.S_IFMT == unix.S_IFREG }
 
-// xattrName holds the attributes that Linux has no place for, and a creation time that was set: 4 bytes of attributes, 8 bytes of FILETIME (0 for none).
+// xattrName holds the attributes that Linux has no place for, and times that were set and that Linux does not let be set: 4 bytes of attributes, then as FILETIME (0 for
+// none) the creation time, the change time, and the write time that the file had when the change time was set: after the next write, the change time is Linux's again.
 const xattrName = "user.vdbridge.dos"
+
+// stored is what is in the extended attribute.
+type stored struct {
+	attr                   uint32
+	creation, change, when uint64
+}
+
+const storedSize = 28
 
 const storedAttrs = fscc.AttrHidden | fscc.AttrSystem | fscc.AttrArchive | fscc.AttrTemporary | fscc.AttrNotIndexed | fscc.AttrOffline
 
@@ -64,7 +74,9 @@ func (m *meta) fromStatx(st *unix.Statx_t) {
 		links:      st.Nlink,
 		mode:       uint32(st.Mode),
 	}
-	m.creation = min(m.lastWrite, m.change)
+	// Linux does not let the change time be set; a write time in the future must not be after it.
+	m.change = max(m.change, m.lastWrite)
+	m.creation = m.lastWrite
 	if st.Mask&unix.STATX_BTIME != 0 && st.Btime.Sec > 0 {
 		m.creation = fscc.FiletimeOfUnix(st.Btime.Sec, int64(st.Btime.Nsec))
 	}
@@ -88,7 +100,7 @@ func (sh *share) readXattr(dir int, name string, m *meta) {
 	if sh.noXattr.Load() {
 		return
 	}
-	var buf [12]byte
+	var buf [storedSize]byte
 	get := unix.Lgetxattr
 	if name == "" {
 		get = unix.Getxattr // the path is a link to the open file
@@ -100,17 +112,27 @@ func (sh *share) readXattr(dir int, name string, m *meta) {
 	if err != nil || n != len(buf) {
 		return
 	}
-	m.attr = m.attr&^storedAttrs | le.Uint32(buf[:])&(storedAttrs|fscc.AttrSparse)
-	if t := le.Uint64(buf[4:]); t != 0 {
-		m.creation = t
+	m.kept = parseStored(&buf)
+	m.attr = m.attr&^storedAttrs | m.kept.attr&(storedAttrs|fscc.AttrSparse)
+	if m.kept.creation != 0 {
+		m.creation = m.kept.creation
+	}
+	if m.kept.change != 0 && m.kept.when == m.lastWrite {
+		m.change = m.kept.change
 	}
 }
 
-// writeXattr stores the attributes, and the creation time if it is not zero.
-func (sh *share) writeXattr(fd int, attr uint32, creation uint64) error {
-	var buf [12]byte
-	le.PutUint32(buf[:], attr&(storedAttrs|fscc.AttrSparse))
-	le.PutUint64(buf[4:], creation)
+func parseStored(buf *[storedSize]byte) stored {
+	return stored{le.Uint32(buf[:]), le.Uint64(buf[4:]), le.Uint64(buf[12:]), le.Uint64(buf[20:])}
+}
+
+// writeXattr stores attributes and times.
+func (sh *share) writeXattr(fd int, s stored) error {
+	var buf [storedSize]byte
+	le.PutUint32(buf[:], s.attr&(storedAttrs|fscc.AttrSparse))
+	le.PutUint64(buf[4:], s.creation)
+	le.PutUint64(buf[12:], s.change)
+	le.PutUint64(buf[20:], s.when)
 	err := unix.Setxattr(procPath(fd, ""), xattrName, buf[:], 0)
 	if err == unix.EOPNOTSUPP || err == unix.EPERM {
 		return nil // a file system without extended attributes keeps no more than Linux has
@@ -124,15 +146,6 @@ func procPath(fd int, name string) string {
 		return fmt.Sprintf("/proc/self/fd/%d", fd)
 	}
 	return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
-}
-
-// storedCreation returns the creation time that was set, 0 for none.
-func (sh *share) storedCreation(fd int) uint64 {
-	var buf [12]byte
-	if n, err := unix.Getxattr(procPath(fd, ""), xattrName, buf[:]); err != nil || n != len(buf) {
-		return 0
-	}
-	return le.Uint64(buf[4:])
 }
 
 // attrs returns the attributes for the wire, where a file without any has NORMAL.

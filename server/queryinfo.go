@@ -114,7 +114,7 @@ func (r *request) queryFile(o *open, req *wire.QueryInfoRequest) (fixed int, st 
 		i := fscc.AllInfo{Basic: m.basic(), Standard: o.standard(&m), FileID: m.key.ino, AccessFlags: o.granted,
 			Position: int64(o.position.Load()), Mode: o.mode(), Name: `\` + wireName(o.currentRel())}
 		r.w.ensure(1024 + 2*len(i.Name))
-		b, fixed = i.Append(r.body()), fscc.AllInfoFixed+2
+		b, fixed = i.Append(r.body()), 104
 	case fscc.FileNetworkOpenInformation:
 		if !need(wire.AccessReadAttributes) {
 			return 0, ntstatus.AccessDenied
@@ -134,7 +134,7 @@ func (r *request) queryFile(o *open, req *wire.QueryInfoRequest) (fixed int, st 
 		if o.dir {
 			return 0, ntstatus.Success // a directory has no stream
 		}
-		b, fixed = fscc.AppendStreams(b, []fscc.StreamInfo{{Size: m.size, AllocationSize: m.alloc, Name: "::$DATA"}}), 24
+		b, fixed = fscc.AppendStreams(b, []fscc.StreamInfo{{Size: m.size, AllocationSize: m.alloc, Name: "::$DATA"}}), 32
 	case fscc.FileNormalizedNameInformation:
 		if r.c.dialect < wire.Dialect311 {
 			return 0, ntstatus.NotSupported
@@ -244,7 +244,7 @@ func (r *request) queryFS(o *open, req *wire.QueryInfoRequest) (fixed int, st nt
 			return 0, statusOf(err)
 		}
 		i := fscc.FSVolumeInfo{CreationTime: m.creation, SerialNumber: uint32(m.key.dev>>32)<<16 ^ uint32(m.key.dev), Label: sh.cfg.Name}
-		b, fixed = i.Append(b), 18
+		b, fixed = i.Append(b), 24
 	case fscc.FileFsSizeInformation:
 		i := fscc.FSSizeInfo{TotalUnits: int64(fs.Blocks), AvailableUnits: int64(fs.Bavail), SectorsPerUnit: unit / sector, BytesPerSector: sector}
 		b, fixed = i.Append(b), 24
@@ -264,7 +264,7 @@ func (r *request) queryFS(o *open, req *wire.QueryInfoRequest) (fixed int, st nt
 		if sh.cfg.ReadOnly {
 			i.Attributes |= fscc.FSReadOnlyVolume
 		}
-		b, fixed = i.Append(b), 12
+		b, fixed = i.Append(b), 16
 	case fscc.FileFsObjectIdInformation:
 		b = append(b, r.c.srv.guid[:]...)
 		b, fixed = append(b, make([]byte, 48)...), 64

@@ -20,7 +20,7 @@ type work struct {
 	first     wire.Command
 	head      wire.Header // of the first request
 	ids       int         // requests of the compound
-	mixed     bool        // related and unrelated requests are mixed, or the first one is related
+	orphan    bool        // the first request is a related one
 	admitted  bool        // in the ring of the connection
 	cost      int64
 
@@ -109,7 +109,7 @@ func (w *work) free() {
 	w.buf.free()
 	w.out.free()
 	w.c, w.buf, w.out, w.msg, w.transform, w.sealBy = nil, nil, nil, nil, nil, nil
-	w.ids, w.cost, w.nparts, w.mixed, w.admitted = 0, 0, 0, false, false
+	w.ids, w.cost, w.nparts, w.orphan, w.admitted = 0, 0, 0, false, false
 	clear(w.parts[:])
 	w.extra = nil
 	w.seg[0] = nil
@@ -334,9 +334,12 @@ func (r *request) finishReply(st ntstatus.Status) {
 		p.sign = r.sess
 	}
 	w.addPart(p)
-	r.chainError = ntstatus.Success
-	if st.IsError() {
-		r.chainError = st
+	if h.Command == wire.CmdCreate {
+		// Requests that need the file of a CREATE that failed, fail as it did. After other failures the file is still there.
+		r.chainError = ntstatus.Success
+		if st.IsError() {
+			r.chainError = st
+		}
 	}
 }
 

@@ -177,19 +177,6 @@ func (r *request) setBasic(o *open, b []byte) ntstatus.Status {
 	if info.Attributes != 0 {
 		attr = info.Attributes&storedAttrs | m.attr&fscc.AttrSparse
 	}
-	creation := uint64(0)
-	if set(info.CreationTime) {
-		creation = info.CreationTime
-		filter |= fscc.NotifyCreation
-	}
-	if info.Attributes != 0 && attr&storedAttrs != m.attr&storedAttrs || creation != 0 {
-		if creation == 0 {
-			creation = sh.storedCreation(o.fd)
-		}
-		if err := sh.writeXattr(o.fd, attr, creation); err != nil {
-			return statusOf(err)
-		}
-	}
 	if ro := info.Attributes&fscc.AttrReadonly != 0; info.Attributes != 0 && !o.dir && ro != (m.attr&fscc.AttrReadonly != 0) {
 		if err := sh.setReadonly(o.fd, ro); err != nil {
 			return statusOf(err)
@@ -206,6 +193,32 @@ func (r *request) setBasic(o *open, b []byte) ntstatus.Status {
 	}
 	if times[0].Nsec != unix.UTIME_OMIT || times[1].Nsec != unix.UTIME_OMIT {
 		if err := unix.UtimesNanoAt(unix.AT_FDCWD, procPath(o.fd, ""), times[:], 0); err != nil {
+			return statusOf(err)
+		}
+	}
+	kept := m.kept
+	kept.attr = attr
+	if set(info.CreationTime) {
+		kept.creation = info.CreationTime
+		filter |= fscc.NotifyCreation
+	}
+	switch {
+	case set(info.ChangeTime):
+		kept.change, kept.when = info.ChangeTime, m.lastWrite
+		if set(info.LastWriteTime) {
+			// As Linux will say it: not every file system keeps it exactly.
+			var now meta
+			if err := sh.statAt(o.fd, "", &now); err != nil {
+				return statusOf(err)
+			}
+			kept.when = now.lastWrite
+		}
+		filter |= fscc.NotifyAttributes
+	case filter != 0:
+		kept.change, kept.when = 0, 0
+	}
+	if kept.attr&storedAttrs != m.attr&storedAttrs || kept.creation != m.kept.creation || kept.change != m.kept.change || kept.when != m.kept.when {
+		if err := sh.writeXattr(o.fd, kept); err != nil {
 			return statusOf(err)
 		}
 	}
