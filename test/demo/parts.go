@@ -125,7 +125,7 @@ func (d *demo) shared() error {
 		}},
 		step{"fio writes and verifies through both at once (crc32c of every block)", func() (string, error) {
 			job := func(uri, offset string) *exec.Cmd {
-				return exec.Command("fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bs=4k-64k", "--iodepth=16",
+				return exec.Command("fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=16",
 					"--offset="+offset, "--size="+d.fio, "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randrepeat=1")
 			}
 			var ps []*lab.Proc
