@@ -5,26 +5,32 @@ import (
 	"vdbridge/smb/wire"
 )
 
-// byteLock is a byte-range lock that is held.
-type byteLock struct {
-	owner      *open
-	start, end uint64 // end is exclusive; for a length of zero it is start
-	exclusive  bool
+// byteRange is a range of bytes, up to and including the very last one there can be.
+type byteRange struct {
+	start, last uint64
+	empty       bool // of length zero: it stands before the byte start
 }
 
-// overlaps says whether the range from start up to, but not including, end touches the lock. A lock of length zero stands between two bytes: it touches ranges
-// that have bytes on both sides of it. [MS-FSA] 2.1.4.10
-func (l *byteLock) overlaps(start, end uint64) bool {
-	if start == end && l.start == l.end {
+func rangeOf(off, n uint64) byteRange { return byteRange{start: off, last: off + n - 1, empty: n == 0} }
+
+// overlaps says whether two ranges touch. One of length zero touches those that have bytes on both sides of it. [MS-FSA] 2.1.4.10
+func (a byteRange) overlaps(b byteRange) bool {
+	switch {
+	case a.empty && b.empty:
 		return false
+	case a.empty:
+		return b.start < a.start && a.start <= b.last
+	case b.empty:
+		return a.start < b.start && b.start <= a.last
 	}
-	if start == end {
-		return l.start < start && start < l.end
-	}
-	if l.start == l.end {
-		return start < l.start && l.start < end
-	}
-	return start < l.end && l.start < end
+	return a.start <= b.last && b.start <= a.last
+}
+
+// byteLock is a byte-range lock that is held.
+type byteLock struct {
+	byteRange
+	owner     *open
+	exclusive bool
 }
 
 // lockTable is the byte-range locks of a file and who waits for one, in order. object.mu guards it.
@@ -46,7 +52,7 @@ func (t *lockTable) empty() bool { return len(t.held) == 0 }
 func (t *lockTable) conflicts(l *byteLock) bool {
 	for i := range t.held {
 		h := &t.held[i]
-		if !h.overlaps(l.start, l.end) {
+		if !h.overlaps(l.byteRange) {
 			continue
 		}
 		// An open may put a shared lock on top of its own exclusive one, but no exclusive one on top of anything.
@@ -58,10 +64,10 @@ func (t *lockTable) conflicts(l *byteLock) bool {
 }
 
 // unlock drops one lock of owner that has exactly this range.
-func (t *lockTable) unlock(owner *open, start, end uint64) bool {
+func (t *lockTable) unlock(owner *open, r byteRange) bool {
 	for i := range t.held {
 		h := &t.held[i]
-		if h.owner == owner && h.start == start && h.end == end {
+		if h.owner == owner && h.byteRange == r {
 			t.held = append(t.held[:i], t.held[i+1:]...)
 			return true
 		}
@@ -116,7 +122,7 @@ func (w *lockWait) granted() {
 func (obj *object) giveBack(l *byteLock) {
 	obj.mu.Lock()
 	var woken []*lockWait
-	if obj.locks.unlock(l.owner, l.start, l.end) {
+	if obj.locks.unlock(l.owner, l.byteRange) {
 		woken = obj.locks.retry()
 	}
 	obj.locked.Store(!obj.locks.empty())
@@ -131,7 +137,7 @@ func (obj *object) mayRead(o *open, off, n uint64) bool {
 	obj.mu.Lock()
 	defer obj.mu.Unlock()
 	for i := range obj.locks.held {
-		if h := &obj.locks.held[i]; h.exclusive && h.owner != o && n > 0 && h.overlaps(off, off+n) {
+		if h := &obj.locks.held[i]; h.exclusive && h.owner != o && n > 0 && h.overlaps(rangeOf(off, n)) {
 			return false
 		}
 	}
@@ -144,7 +150,7 @@ func (obj *object) mayWrite(o *open, off, n uint64) bool {
 	for i := range obj.locks.held {
 		h := &obj.locks.held[i]
 		// A shared lock forbids writing to its own holder too.
-		if (h.owner != o || !h.exclusive) && n > 0 && h.overlaps(off, off+n) {
+		if (h.owner != o || !h.exclusive) && n > 0 && h.overlaps(rangeOf(off, n)) {
 			return false
 		}
 	}
@@ -184,15 +190,11 @@ func (r *request) lock() ntstatus.Status {
 }
 
 // lockRange checks and converts the range of an element.
-func lockRange(e *wire.LockElement) (start, end uint64, st ntstatus.Status) {
+func lockRange(e *wire.LockElement) (byteRange, ntstatus.Status) {
 	if e.Length > 0 && e.Offset+e.Length-1 < e.Offset {
-		return 0, 0, ntstatus.InvalidLockRange
+		return byteRange{}, ntstatus.InvalidLockRange
 	}
-	end = e.Offset + e.Length
-	if e.Length > 0 && end == 0 {
-		end = ^uint64(0) // the very last byte is not worth a wider type
-	}
-	return e.Offset, end, ntstatus.Success
+	return rangeOf(e.Offset, e.Length), ntstatus.Success
 }
 
 func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
@@ -206,12 +208,12 @@ func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 			st = ntstatus.InvalidParameter
 			break
 		}
-		start, end, rst := lockRange(e)
+		rng, rst := lockRange(e)
 		if rst != ntstatus.Success {
 			st = rst
 			break
 		}
-		if !obj.locks.unlock(o, start, end) {
+		if !obj.locks.unlock(o, rng) {
 			st = ntstatus.RangeNotLocked
 			break
 		}
@@ -247,12 +249,12 @@ func (r *request) lockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 	done := 0
 	for i := range elems {
 		e := &elems[i]
-		start, end, rst := lockRange(e)
+		rng, rst := lockRange(e)
 		if rst != ntstatus.Success {
 			st = rst
 			break
 		}
-		l := byteLock{owner: o, start: start, end: end, exclusive: e.Flags&wire.LockExclusive != 0}
+		l := byteLock{owner: o, byteRange: rng, exclusive: e.Flags&wire.LockExclusive != 0}
 		if len(obj.locks.held)+len(obj.locks.waiting) >= maxHeld {
 			st = ntstatus.InsufficientResources
 			break

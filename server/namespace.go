@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
 )
 
 // remove unlinks rel if it still is the file key, or a link. The name is locked.
@@ -102,6 +103,11 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 	if o.dir && r.c.srv.objects.openBelow(sh, from) {
 		return ntstatus.AccessDenied
 	}
+	for _, p := range []string{from, real} {
+		if st := r.parentAllows(p); st != ntstatus.Success {
+			return st
+		}
+	}
 	if exists && !sameEntry {
 		if st := r.replaceTarget(o, real, replace, posix); st != ntstatus.Success {
 			return st
@@ -118,6 +124,35 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 	}
 	o.obj.mu.Unlock()
 	r.c.srv.notify.renamed(sh, from, real, o.dir)
+	return ntstatus.Success
+}
+
+// parentAllows says whether the opens of the directory that holds rel let its entries be renamed: none may be about to delete it, nor keep others from
+// changing it. [MS-FSA] 2.1.5.15.11
+func (r *request) parentAllows(rel string) ntstatus.Status {
+	dir, _ := split(rel)
+	fd, err := r.tree.share.openDir(dir)
+	if err != nil {
+		return statusOf(err)
+	}
+	defer unix.Close(fd)
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
+		return statusOf(err)
+	}
+	var m meta
+	m.fromStatx(&st)
+	obj := r.c.srv.objects.lookup(m.key)
+	if obj == nil {
+		return ntstatus.Success
+	}
+	obj.mu.Lock()
+	defer obj.mu.Unlock()
+	for _, e := range obj.opens {
+		if access, share := e.shareMode(); access&accessDelete != 0 || share&wire.ShareWrite == 0 {
+			return ntstatus.SharingViolation
+		}
+	}
 	return ntstatus.Success
 }
 

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,8 +232,8 @@ func (s *Server) dropSession(sn *session) {
 	if sn.state.Swap(sessionGone) == sessionGone {
 		return
 	}
-	sn.c.cancelPendingOf(sn, nil, ntstatus.UserSessionDeleted)
 	sn.closeOpens(nil)
+	sn.c.cancelPendingOf(sn, nil, ntstatus.UserSessionDeleted)
 	sn.mu.Lock()
 	clear(sn.trees)
 	sn.mu.Unlock()
@@ -248,6 +250,8 @@ func (sn *session) closeOpens(t *tree) {
 		}
 	}
 	sn.mu.Unlock()
+	// In the order in which they were opened, as far as it can be seen: who waits for a lock of an earlier open gets it.
+	slices.SortFunc(list, func(a, b *open) int { return cmp.Compare(a.id.Persistent, b.id.Persistent) })
 	for _, o := range list {
 		if o.beginClose() {
 			o.finishClose()

@@ -214,8 +214,8 @@ func (r *request) setBasic(o *open, b []byte) ntstatus.Status {
 			kept.when = now.lastWrite
 		}
 		filter |= fscc.NotifyAttributes
-	case filter != 0:
-		kept.change, kept.when = 0, 0
+	case set(info.LastWriteTime) && kept.change != 0 && kept.when == m.lastWrite:
+		kept.when = info.LastWriteTime // the change time that was set stays
 	}
 	if kept.attr&storedAttrs != m.attr&storedAttrs || kept.creation != m.kept.creation || kept.change != m.kept.change || kept.when != m.kept.when {
 		if err := sh.writeXattr(o.fd, kept); err != nil {
