@@ -517,8 +517,8 @@ func TestInfoAndList(t *testing.T) {
 }
 
 func TestWarmReadAllocates(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it needs a quiet moment")
+	if raceEnabled {
+		t.Skip("the race detector allocates")
 	}
 	e := embed(t, ServeOptions{RSVDVersion: 1})
 	for _, path := range []rsvd.IO{rsvd.IOSMB, rsvd.IOSCSI} {

@@ -431,6 +431,9 @@ func TestClosed(t *testing.T) {
 }
 
 func TestWarmPathDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
 	both(t, func(t *testing.T, io IO) {
 		f := newFake(64 << 10)
 		d := openFake(t, f, Options{IO: io})

@@ -1,0 +1,5 @@
+//go:build !race
+
+package rsvd
+
+const raceEnabled = false

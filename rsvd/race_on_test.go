@@ -1,0 +1,6 @@
+//go:build race
+
+package rsvd
+
+// raceEnabled: the race detector makes sync.Pool forget on purpose, so allocations cannot be counted.
+const raceEnabled = true
