@@ -49,8 +49,8 @@ type bench struct {
 	rounds  int
 	dir     string
 	vd      *lab.Program
+	server  *lab.Proc
 	addr    string
-	procs   []*lab.Proc
 }
 
 func run(ctx context.Context, bin string, seconds float64, rounds int) (err error) {
@@ -80,46 +80,58 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 	if err != nil {
 		return err
 	}
-	b.addr = addr
-	b.procs = append(b.procs, server)
-	defer func() {
-		for i := len(b.procs) - 1; i >= 0; i-- {
-			err = errors.Join(err, b.procs[i].Stop(20*time.Second))
-		}
-	}()
-	fmt.Printf("Server, chain and client on this machine, one connection each, signed (SMB 3.1.1), a dynamic VHDX of %d MiB made by qemu-img, all blocks allocated, in memory; medians of %d runs of %.1f s. fio's nbd engine is the client of the chain.\n", diskBytes>>20, rounds, seconds)
+	b.server, b.addr = server, addr
+	defer func() { err = errors.Join(err, server.Stop(20*time.Second)) }()
+	fmt.Printf("Server, chain and client on this machine, one connection each, signed (SMB 3.1.1), a dynamic VHDX of %d MiB made by qemu-img, all blocks allocated, in memory; medians of %d runs of %.1f s. fio's nbd engine is the client of the chain. µs is the processor time of one request, in server and vdbridge's client together.\n", diskBytes>>20, rounds, seconds)
 	if err := b.against(); err != nil {
 		return err
 	}
 	return b.delayed()
 }
 
-// export starts an export of the disk through addr and returns its URI.
-func (b *bench) export(name, addr string, more ...string) (string, error) {
+// export is a running `vdbridge nbd`.
+type export struct {
+	*lab.Proc
+	uri string
+}
+
+// export starts an export of the disk through addr.
+func (b *bench) export(name, addr string, more ...string) (export, error) {
 	p, uri, err := b.vd.NBD(b.ctx, lab.URL(addr, "disk.vhdx"), filepath.Join(b.dir, name), append(more, "--mode", "rsvd", "--initiator", name)...)
-	if err == nil {
-		b.procs = append(b.procs, p)
-	}
-	return uri, err
+	return export{p, uri}, err
+}
+
+// fio makes a subject of an export. The processor time of a request, of export and server together, goes into cost by the subject's name.
+func (b *bench) fio(name string, e export, job load.Job, cost map[string][]float64) load.Subject {
+	return load.Subject{Name: name, Measure: func() (float64, error) {
+		before := load.CPUTime(e.Pid()) + load.CPUTime(b.server.Pid())
+		r, err := load.FIO(b.ctx, e.uri, job)
+		if err == nil && r.IOPS > 0 {
+			used := load.CPUTime(e.Pid()) + load.CPUTime(b.server.Pid()) - before
+			cost[name] = append(cost[name], used.Seconds()*1e6/(r.IOPS*job.Seconds))
+		}
+		return r.IOPS, err
+	}}
 }
 
 // against compares the chain with plain SMB READs.
-func (b *bench) against() error {
+func (b *bench) against() (err error) {
 	plain, err := dial(b.ctx, b.addr)
 	if err != nil {
 		return err
 	}
 	defer plain.close()
-	smb, err := b.export("smb", b.addr, "--io", "smb")
-	if err != nil {
-		return err
-	}
-	scsi, err := b.export("scsi", b.addr, "--io", "scsi")
-	if err != nil {
-		return err
+	var exports []export
+	defer func() { err = errors.Join(err, stop(exports)) }()
+	for _, io := range []string{"smb", "scsi"} {
+		e, err := b.export(io, b.addr, "--io", io)
+		if err != nil {
+			return err
+		}
+		exports = append(exports, e)
 	}
 	fmt.Println()
-	load.Head("random read", "plain SMB READ", "chain, `--io smb`", "ratio", "chain, `--io scsi`", "ratio", "to reach")
+	load.Head("random read", "plain SMB READ", "µs", "chain, `--io smb`", "µs", "ratio", "chain, `--io scsi`", "µs", "ratio", "to reach")
 	for _, c := range []struct {
 		name  string
 		block int
@@ -132,23 +144,28 @@ func (b *bench) against() error {
 		{"1 MiB, QD 4", 1 << 20, 4, ""},
 	} {
 		job := load.Job{RW: "randread", Block: c.block, Depth: c.depth, Size: diskBytes, Seconds: b.seconds}
-		fio := func(name, uri string) load.Subject {
-			return load.Subject{Name: name, Measure: func() (float64, error) { r, err := load.FIO(b.ctx, uri, job); return r.IOPS, err }}
-		}
+		cost := make(map[string][]float64)
 		m, err := load.Rounds(b.rounds, []load.Subject{
-			{Name: "plain", Measure: func() (float64, error) { return plain.read(b.ctx, c.block, c.depth, b.seconds) }},
-			fio("chain by SMB READ", smb), fio("chain by SCSI", scsi),
+			{Name: "plain", Measure: func() (float64, error) {
+				before := load.CPUTime(os.Getpid()) + load.CPUTime(b.server.Pid())
+				n, err := plain.read(b.ctx, c.block, c.depth, b.seconds)
+				used := load.CPUTime(os.Getpid()) + load.CPUTime(b.server.Pid()) - before
+				cost["plain"] = append(cost["plain"], used.Seconds()*1e6/(n*b.seconds))
+				return n, err
+			}},
+			b.fio("smb", exports[0], job, cost), b.fio("scsi", exports[1], job, cost),
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		load.Row(c.name, m[0], m[1], m[1]/m[0], m[2], m[2]/m[0], c.goal)
+		µs := func(name string) float64 { return load.Median(cost[name]) }
+		load.Row(c.name, m[0], µs("plain"), m[1], µs("smb"), m[1]/m[0], m[2], µs("scsi"), m[2]/m[0], c.goal)
 	}
 	return nil
 }
 
 // delayed compares the chain with and without a longer wire. Both go through a relay, which costs the same.
-func (b *bench) delayed() error {
+func (b *bench) delayed() (err error) {
 	near, err := faultnet.NewRelay("tcp", "127.0.0.1:0", b.addr, 0)
 	if err != nil {
 		return err
@@ -159,32 +176,36 @@ func (b *bench) delayed() error {
 		return err
 	}
 	defer far.Close()
-	direct, err := b.export("direct", b.addr)
-	if err != nil {
-		return err
-	}
-	nearURI, err := b.export("near", near.Addr())
-	if err != nil {
-		return err
-	}
-	farURI, err := b.export("far", far.Addr())
-	if err != nil {
-		return err
+	var exports []export
+	defer func() { err = errors.Join(err, stop(exports)) }() // before the relays close
+	for _, way := range []struct{ name, addr string }{{"direct", b.addr}, {"near", near.Addr()}, {"far", far.Addr()}} {
+		e, err := b.export(way.name, way.addr)
+		if err != nil {
+			return err
+		}
+		exports = append(exports, e)
 	}
 	fmt.Printf("\nWith %v added to each round trip between chain and server by a relay in between (which delays bytes without limiting how many are under way), 4 KiB random read; the same chain without it goes through the same relay at no delay. To reach at QD 64: 50,000, or 0.8.\n\n", 2*oneWay)
 	load.Head("QD", "no relay", "relay, +0 ms", "relay, +1 ms", "+1 ms / +0 ms")
 	for _, depth := range []int{1, 64, 256} {
 		job := load.Job{RW: "randread", Block: 4096, Depth: depth, Size: diskBytes, Seconds: b.seconds}
-		fio := func(name, uri string) load.Subject {
-			return load.Subject{Name: name, Measure: func() (float64, error) { r, err := load.FIO(b.ctx, uri, job); return r.IOPS, err }}
-		}
-		m, err := load.Rounds(b.rounds, []load.Subject{fio("direct", direct), fio("near", nearURI), fio("far", farURI)})
+		cost := make(map[string][]float64)
+		m, err := load.Rounds(b.rounds, []load.Subject{b.fio("direct", exports[0], job, cost), b.fio("near", exports[1], job, cost), b.fio("far", exports[2], job, cost)})
 		if err != nil {
 			return fmt.Errorf("QD %d: %w", depth, err)
 		}
 		load.Row(depth, m[0], m[1], m[2], m[2]/m[1])
 	}
 	return nil
+}
+
+// stop ends exports.
+func stop(exports []export) error {
+	var errs []error
+	for _, e := range exports {
+		errs = append(errs, e.Stop(20*time.Second))
+	}
+	return errors.Join(errs...)
 }
 
 // plain is our client on the flat file.
