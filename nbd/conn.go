@@ -334,7 +334,7 @@ func (c *conn) request(q *wireRequest) error {
 	if payload > maxPayloadDrained {
 		return fmt.Errorf("the client announced %d bytes of payload", payload)
 	}
-	c.lastLarge = payload > inlineMax
+	c.lastLarge = false
 	if err := c.check(q); err != nil {
 		if err := c.discard(payload); err != nil {
 			return err
@@ -455,7 +455,9 @@ func (c *conn) receivePayload(r *request, payload int) error {
 		return nil
 	}
 	r.payload = r.buf.b[:payload]
-	return c.readFull(r.payload)
+	err := c.readFull(r.payload)
+	c.lastLarge = payload > inlineMax
+	return err
 }
 
 // flush sends what the reader has collected.

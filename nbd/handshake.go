@@ -300,13 +300,16 @@ func (h *handshake) info(ctx context.Context, opt option, data []byte) (*attache
 			out = binary.BigEndian.AppendUint32(out, maxPayloadAdvertised)
 		}
 	}
-	if err := h.send(appendOptionReply(out, opt, repAck, 0)); err != nil {
-		att.release()
-		return nil, err
-	}
 	if opt == optInfo {
 		att.release()
-		return nil, nil
+	}
+	err = h.send(appendOptionReply(out, opt, repAck, 0))
+	if opt == optInfo {
+		return nil, err
+	}
+	if err != nil {
+		att.release()
+		return nil, err
 	}
 	return att, nil
 }
