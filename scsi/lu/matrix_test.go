@@ -312,7 +312,7 @@ func TestUnitAttentions(t *testing.T) {
 			}
 			quiet(t, b, c)
 
-			l, a, b, c = reserved(t, ty.typ)
+			l, _, _, _ = reserved(t, ty.typ)
 			l.Attach(idA, false).Detach() // not the last one
 			if l.pr.find(idA) < 0 {
 				t.Error("registration lost though a nexus is open")

@@ -23,6 +23,7 @@ type open struct {
 	mayRead  bool
 	mayWrite bool
 	stored   senseRing
+	once     sync.Once
 }
 
 // storedSense is what SRB_STATUS returns for an I/O that failed.
@@ -180,10 +181,13 @@ func ioStatus(err error) error {
 // Size is [server.DiskOpen]: the size of the virtual disk in bytes.
 func (o *open) Size() int64 { return o.d.Size() }
 
-// Close is [server.DiskOpen]. [3.2.5.2]
-func (o *open) Close() error {
-	if o.nexus != nil {
-		o.nexus.Detach()
-	}
-	return o.s.release(o.d)
+// Close is [server.DiskOpen]. A second call does nothing. [3.2.5.2]
+func (o *open) Close() (err error) {
+	o.once.Do(func() {
+		if o.nexus != nil {
+			o.nexus.Detach()
+		}
+		err = o.s.release(o.d)
+	})
+	return err
 }

@@ -192,12 +192,19 @@ func TestVectors(t *testing.T) {
 	s2 := service(t, Config{Version: 2})
 	closeOnce(t, b)
 	closeOnce(t, none)
-	a.Close()
+	if err := a.Close(); err != nil {
+		t.Error(err)
+	}
 	reqCtx = unhex(t, 192, `02000000 01000000 72d6ba68732ad84c9f586a4b67232e0d 00000000 01000000 00000000b6e52830 1400 53004d00420044002d00530055005400300031`)
-	a, reply, err = s2.OpenDisk(t.Context(), path, reqCtx, unbuffered, fullAccess)
+	a2, reply, err := s2.OpenDisk(t.Context(), path, reqCtx, unbuffered, fullAccess)
 	want := append(bytes.Clone(reqCtx[:168]), unhex(t, 24, "01000000 02000000 00020000 00100000 0000004000000000")...)
 	if err != nil || !bytes.Equal(reply, want) {
 		t.Fatalf("%v\n got % x\nwant % x", err, reply, want)
+	}
+	for range 2 { // a second Close does nothing
+		if err := a2.Close(); err != nil || len(s2.disks) != 0 {
+			t.Error(err, len(s2.disks))
+		}
 	}
 }
 
