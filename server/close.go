@@ -31,8 +31,7 @@ func (r *request) close() ntstatus.Status {
 				LastWriteTime: m.lastWrite, ChangeTime: m.change, AllocationSize: uint64(m.alloc), EndOfFile: uint64(m.size), FileAttributes: m.attrs()}
 		}
 	}
-	r.file = nil
-	o.release()
+	r.releaseOpens()
 	o.finishClose()
 	r.setBody(resp.Append(r.body()))
 	return ntstatus.Success

@@ -230,6 +230,7 @@ func (c *conn) receive(w *work) error {
 		// In the order of arrival: hashes and keys depend on it.
 		return w.run()
 	}
+	w.acquireEarly()
 	if c.inlineOK(w) {
 		return w.runInline()
 	}

@@ -160,10 +160,14 @@ func (r *request) findOpen(id wire.FileID) ntstatus.Status {
 		}
 		id = r.chainFile
 	}
+	r.chainFile, r.chainOpen = id, true
+	if e := r.early; e != nil && e.sess == r.sess && e.id == id && e.tree == r.tree {
+		r.file, r.early = e, nil
+		return ntstatus.Success
+	}
 	r.sess.mu.RLock()
 	o := r.sess.opens[id.Volatile]
 	r.sess.mu.RUnlock()
-	r.chainFile, r.chainOpen = id, true
 	if o == nil || o.id.Persistent != id.Persistent || o.tree != r.tree || !o.acquire() {
 		return ntstatus.FileClosed
 	}

@@ -138,7 +138,7 @@ func (r *request) write() ntstatus.Status {
 	if req.Offset == ^uint64(0) && o.granted&wire.AccessAppendData == 0 || !appends && (req.Offset > maxOffset || req.Offset+uint64(req.Length) > maxOffset) {
 		return ntstatus.InvalidParameter
 	}
-	durable := req.Flags&wire.WriteFlagWriteThrough != 0 || o.options&wire.OptWriteThrough != 0
+	durable := req.Flags&wire.WriteFlagWriteThrough != 0 || (o.options|o.modeBits.Load())&wire.OptWriteThrough != 0
 	if o.isDisk {
 		if appends {
 			return ntstatus.InvalidParameter

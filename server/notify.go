@@ -57,7 +57,7 @@ func (r *request) changeNotify() ntstatus.Status {
 	switch {
 	case req.OutputBufferLength > uint32(r.c.srv.lim.MaxIO) || !r.checkCharge(req.OutputBufferLength):
 		return ntstatus.InvalidParameter
-	case !o.dir || req.CompletionFilter&0xFFF == 0:
+	case !o.dir || req.CompletionFilter == 0:
 		return ntstatus.InvalidParameter
 	case o.granted&wire.AccessReadData == 0:
 		return ntstatus.AccessDenied

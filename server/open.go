@@ -30,6 +30,7 @@ type open struct {
 	deleteOnClose bool   // under obj.mu
 
 	position atomic.Uint64
+	modeBits atomic.Uint32 // set by FileModeInformation
 
 	listMu  sync.Mutex // guards list
 	list    dirList
@@ -84,8 +85,9 @@ func (o *open) beginClose() bool {
 
 // finishClose waits for all requests that use the open, then closes it: locks go, a pending deletion is done, the descriptor is closed last.
 func (o *open) finishClose() {
-	o.sess.c.cancelPendingOf(o.sess, o, ntstatus.NotifyCleanup)
 	<-o.drained
+	// Only now, as one of those requests may just have become a pending operation.
+	o.sess.c.cancelPendingOf(o.sess, o, ntstatus.NotifyCleanup)
 	s := o.tree.share.srv
 	s.notify.drop(o)
 	o.list.close()

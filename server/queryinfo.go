@@ -204,7 +204,7 @@ func (o *open) standard(m *meta) fscc.StandardInfo {
 }
 
 func (o *open) mode() uint32 {
-	return o.options & (wire.OptWriteThrough | wire.OptSequentialOnly | wire.OptNoIntermediateBuffering | wire.OptDeleteOnClose)
+	return (o.options | o.modeBits.Load()) & (wire.OptWriteThrough | wire.OptSequentialOnly | wire.OptNoIntermediateBuffering | wire.OptDeleteOnClose | wire.OptSynchronousIOAlert | wire.OptSynchronousIONonalert)
 }
 
 // queryPipe answers the classes that RPC clients ask for.

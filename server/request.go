@@ -64,6 +64,7 @@ type request struct {
 	keepBody bool // the body is sent with a status that is not success
 	op       *pendingOp
 	file     *open // acquired; released when the request ends
+	early    *open // acquired on arrival, so that a CLOSE that comes after the request cannot overtake it
 
 	// Of the connection's ring, under conn.mu.
 	next, prev *request
@@ -159,10 +160,7 @@ func (w *work) run() error {
 		r.startReply(i > 0)
 		var st ntstatus.Status
 		st, failed = r.handle()
-		if r.file != nil {
-			r.file.release()
-			r.file = nil
-		}
+		r.releaseOpens()
 		if failed != nil {
 			break
 		}
@@ -206,6 +204,40 @@ func (w *work) run() error {
 		op.arm()
 	}
 	return nil
+}
+
+func (r *request) releaseOpens() {
+	if r.file != nil {
+		r.file.release()
+		r.file = nil
+	}
+	if r.early != nil {
+		r.early.release()
+		r.early = nil
+	}
+}
+
+// fileIDAt is where the bodies of requests have their FileId; 0 for those that have none.
+var fileIDAt = [...]uint8{wire.CmdClose: 8, wire.CmdFlush: 8, wire.CmdRead: 16, wire.CmdWrite: 16, wire.CmdLock: 8, wire.CmdIoctl: 8,
+	wire.CmdQueryDirectory: 8, wire.CmdChangeNotify: 8, wire.CmdQueryInfo: 24, wire.CmdSetInfo: 16, wire.CmdOplockBreak: 8}
+
+// acquireEarly acquires the open of the first request. Whether the client may use it is checked when the request runs.
+func (w *work) acquireEarly() {
+	at := fileIDAt[w.first]
+	b := w.msg[wire.HeaderSize:]
+	if at == 0 || len(b) < int(at)+16 {
+		return
+	}
+	sn := w.c.session(w.head.SessionID)
+	if sn == nil {
+		return
+	}
+	sn.mu.RLock()
+	o := sn.opens[le.Uint64(b[at+8:])]
+	sn.mu.RUnlock()
+	if o != nil && o.acquire() {
+		w.req.early = o
+	}
 }
 
 // beginReply gets a buffer for the reply.

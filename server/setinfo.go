@@ -138,6 +138,7 @@ func (r *request) setFile(o *open, req *wire.SetInfoRequest) ntstatus.Status {
 		if mode&^allowed != 0 {
 			return ntstatus.InvalidParameter
 		}
+		o.modeBits.Store(mode)
 		return ntstatus.Success
 	case fscc.FileFullEaInformation:
 		return ntstatus.EAsNotSupported

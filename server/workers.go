@@ -130,6 +130,7 @@ func (p *workers) close() {
 
 // drop gives up a queued work whose connection has ended.
 func (w *work) drop() {
+	w.req.releaseOpens()
 	if w.admitted {
 		w.c.mu.Lock()
 		w.c.forget(&w.req)
