@@ -69,7 +69,6 @@ type Disk struct {
 	maxRW      int // bytes of one READ(16) or WRITE(16)
 
 	smbIO    bool        // READ and WRITE go by SMB2
-	padIn    atomic.Bool // the server wants as many bytes with a data-in request as it is to return
 	noFlush  atomic.Bool // the server has no FLUSH
 	noSync   atomic.Bool // the unit has no SYNCHRONIZE CACHE(16)
 	noSync10 atomic.Bool // nor the one of 10 bytes

@@ -17,6 +17,9 @@ const scsiOverhead = tunnel.HeaderSize + tunnel.SCSIRequestSize
 // maxSCSIData bounds one SCSI operation, whatever the server allows: 8 MiB is where larger requests stop to be faster.
 const maxSCSIData = 8 << 20
 
+// zeros go along with data-in requests. Nobody writes to it, so it takes no memory.
+var zeros [maxSCSIData]byte
+
 // call is what one SCSI operation needs beside its data. It is pooled: the way of a 4 KiB read must not allocate.
 type call struct {
 	req [scsiOverhead]byte
@@ -34,23 +37,19 @@ func (d *Disk) exchange(ctx context.Context, c *call, out, in []byte) (int, erro
 		return 0, ErrClosed
 	}
 	r := tunnel.SCSIRequest{CDBLength: uint8(c.cdb.Len()), SenseLength: tunnel.MaxSense, CDB: c.cdb}
-	var pad []byte
 	switch {
 	case len(out) > 0:
 		r.Disposition, r.SRBFlags, r.DataTransferLength = tunnel.DispositionOut, srbFlags|tunnel.SRBFlagDataOut, uint32(len(out))
 	case len(in) > 0:
 		r.Disposition, r.SRBFlags, r.DataTransferLength = tunnel.DispositionIn, srbFlags|tunnel.SRBFlagDataIn, uint32(len(in))
-		if d.padIn.Load() {
-			pad = make([]byte, len(in))
-		}
+		// DataBuffer has DataTransferLength bytes in a request, whatever the direction: Microsoft's tests send zeros, and Wireshark takes a request
+		// without them for malformed. [MS-RSVD] 2.2.4.7
+		out = zeros[:min(len(in), len(zeros))]
 	default:
 		r.Disposition, r.SRBFlags = tunnel.DispositionNone, srbFlags
 	}
 	h := tunnel.RequestHeader{Op: tunnel.OpSCSI, RequestID: d.requestID.Add(1)}
 	r.Append(h.Append(c.req[:0]))
-	if pad != nil {
-		out = pad
-	}
 	got, err := d.file.Ioctl(ctx, tunnel.FsctlSyncTunnelRequest, c.req[:], out, c.rep[:], in)
 	if err != nil {
 		return 0, wrap("SCSI", err)
@@ -143,9 +142,6 @@ func (d *Disk) recover(ctx context.Context, err error, attempt int, change bool)
 	}
 	var re *Error
 	if errors.As(err, &re) {
-		if re.Tunnel && re.Op == tunnel.OpSCSI.String() && re.Status == ntstatus.InvalidParameter && !d.caps.learnt && d.padIn.CompareAndSwap(false, true) {
-			return true, nil
-		}
 		if key, ok := re.Status.StoredSense(); ok {
 			err = d.fetchSense(ctx, re, key)
 		} else if ua := attentionOfStatus(re.Status); ua != noAttention {

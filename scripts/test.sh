@@ -7,9 +7,14 @@ export PATH=$PATH:/usr/sbin:/sbin
 export VDBRIDGE_REQUIRE_TOOLS=1
 start=$SECONDS
 
+rc=0
 echo "== lint"
-GO="$GO" scripts/lint.sh
-echo "== lint is clean (${SECONDS}s)"
+if GO="$GO" scripts/lint.sh; then
+	echo "== lint is clean (${SECONDS}s)"
+else
+	echo "== lint FAILED (${SECONDS}s); the tests run all the same"
+	rc=1
+fi
 
 if [ "$(id -u)" != 0 ]; then
 	echo "== note: not root: tests that mount or boot guests will fail; run 'make test' as root"
@@ -26,7 +31,6 @@ mapfile -t units < <(list | grep -Ev "$alone|$program")
 
 mkdir -p build
 "$GO" build -o build/testsum ./test/testsum
-rc=0
 run() { # NAME go-test-arguments…
 	local name=$1
 	shift
@@ -48,4 +52,5 @@ VDBRIDGE_BIN=$PWD/bin/vdbridge run alone -p 1 "${alones[@]}"
 echo
 echo "== summary after $((SECONDS - start))s"
 build/testsum -summary "${results[@]}" || rc=1
+[ $rc = 0 ] || echo "make test FAILED: see above (lint, if the summary has no failed test)"
 exit $rc

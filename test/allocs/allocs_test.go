@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -237,7 +236,7 @@ func (c *nbdClient) batch(t *testing.T, kind uint16) {
 			t.Fatal(err)
 		}
 		if magic, errno := binary.BigEndian.Uint32(c.in), binary.BigEndian.Uint32(c.in[4:]); magic != 0x67446698 || errno != 0 {
-			t.Fatal(fmt.Sprintf("reply %08x with error %d", magic, errno))
+			t.Fatalf("reply %08x with error %d", magic, errno)
 		}
 	}
 }
