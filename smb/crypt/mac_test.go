@@ -24,6 +24,23 @@ func newAES(t testing.TB, key string) cipher.Block {
 	return b
 }
 
+// keys returns AES in all the ways that this processor can do it.
+func keys(t testing.TB, key []byte) (list []*aesKey) {
+	t.Helper()
+	for _, fused := range []bool{false, true} {
+		if fused && !canFuse {
+			t.Log("this processor does not have what the fused loops need")
+			continue
+		}
+		k, err := newAESKey(key, fused)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
 // pattern is what the values from other implementations were computed over.
 func pattern(n int) []byte {
 	b := make([]byte, n)
@@ -35,7 +52,12 @@ func pattern(n int) []byte {
 
 // TestCMAC has the vectors of RFC 4493, section 4.
 func TestCMAC(t *testing.T) {
-	m := newCMAC(newAES(t, "2b7e151628aed2a6abf7158809cf4f3c"))
+	for _, k := range keys(t, unhex(t, "2b7e151628aed2a6abf7158809cf4f3c")) {
+		testCMAC(t, newCMAC(k))
+	}
+}
+
+func testCMAC(t *testing.T, m *cmac) {
 	equal(t, "K1", m.k1[:], "fbeed618357133667c85e08f7236a8de")
 	equal(t, "K2", m.k2[:], "f7ddac306ae266ccf90bc11ee46d513b")
 	msg := unhex(t, `6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e5130c81c46a35ce411e5fbc1191a0a52ef
@@ -50,9 +72,14 @@ func TestCMAC(t *testing.T) {
 
 // TestMACs compares with values that OpenSSL has computed (through Python's cryptography package) with the key 00…0f over pattern; the nonce of GMAC is 00…0b.
 func TestMACs(t *testing.T) {
-	block := newAES(t, "000102030405060708090a0b0c0d0e0f")
-	c := newCMAC(block)
-	g, err := newGMAC(block)
+	key := unhex(t, "000102030405060708090a0b0c0d0e0f")
+	for _, k := range keys(t, key) {
+		testMACs(t, newCMAC(k))
+	}
+}
+
+func testMACs(t *testing.T, c *cmac) {
+	g, err := newGMAC(c.key.Block)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,6 +273,32 @@ func TestGMACNonce(t *testing.T) {
 		want = append(want, v.want, 0, 0, 0)
 		if !bytes.Equal(nonce[:], want) {
 			t.Errorf("%v, flags %#x: nonce %x, want %x", v.command, v.flags, nonce, want)
+		}
+	}
+}
+
+// TestKeySchedule encrypts one block with the round keys of expandKey, with keys of both lengths.
+func TestKeySchedule(t *testing.T) {
+	if !canFuse {
+		t.Skip("SKIPPED: this processor does not have what the fused loops need")
+	}
+	rnd := rand.NewChaCha8([32]byte{1})
+	for range 200 {
+		for _, n := range []int{16, 32} {
+			key, text := make([]byte, n), make([]byte, 16)
+			rnd.Read(key)
+			rnd.Read(text)
+			k, err := newAESKey(key, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := make([]byte, 16)
+			k.Encrypt(want, text)
+			var got [16]byte
+			cbcMACBlocks(k.rounds, &k.xk[0], &got[0], &text[0], 1)
+			if !bytes.Equal(got[:], want) {
+				t.Fatalf("key of %d bytes: %x, want %x", n, got, want)
+			}
 		}
 	}
 }

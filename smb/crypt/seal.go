@@ -99,17 +99,21 @@ func (s *sealing) init(c wire.Cipher, key []byte) error {
 	if len(key) != KeySize(c) {
 		return fmt.Errorf("%v with a key of %d bytes, need %d", c, len(key), KeySize(c))
 	}
+	if c == wire.CipherAES128CCM || c == wire.CipherAES256CCM {
+		k, err := newAESKey(key, canFuse)
+		if err != nil {
+			return err
+		}
+		s.nonceSize = 11
+		s.ccm, err = newCCM(k, s.nonceSize, 16)
+		return err
+	}
 	b, err := aes.NewCipher(key)
 	if err != nil {
 		return err
 	}
-	if c == wire.CipherAES128CCM || c == wire.CipherAES256CCM {
-		s.nonceSize = 11
-		s.ccm, err = newCCM(b, s.nonceSize, 16)
-	} else {
-		s.nonceSize = 12
-		s.gcm, err = cipher.NewGCM(b)
-	}
+	s.nonceSize = 12
+	s.gcm, err = cipher.NewGCM(b)
 	return err
 }
 

@@ -2,7 +2,6 @@ package crypt
 
 import (
 	"bytes"
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/sha256"
 	"encoding/binary"
@@ -29,34 +28,36 @@ func TestCCM(t *testing.T) {
 				aad[j] = byte(j)
 			}
 		}
-		b, err := aes.NewCipher(key)
-		if err != nil {
-			t.Fatal(err)
+		for _, k := range keys(t, key) {
+			testCCM(t, i, k, nonce, aad, plain, v.cipher, tag)
 		}
-		c, err := newCCM(b, len(nonce), len(tag))
-		if err != nil {
-			t.Fatal(err)
+	}
+}
+
+func testCCM(t *testing.T, i int, k *aesKey, nonce, aad, plain []byte, want string, tag []byte) {
+	c, err := newCCM(k, len(nonce), len(tag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.Seal([]byte("before"), nonce, plain, aad)
+	equal(t, fmt.Sprintf("vector %d", i), got, hex.EncodeToString([]byte("before"))+want+hex.EncodeToString(tag))
+	sealed := got[6:]
+	back, err := c.Open(nil, nonce, sealed, aad)
+	if err != nil || !bytes.Equal(back, plain) {
+		t.Errorf("vector %d: opened to %x, %v", i, back, err)
+	}
+	for j := range sealed {
+		sealed[j] ^= 1
+		if _, err := c.Open(nil, nonce, sealed, aad); err == nil {
+			t.Errorf("vector %d: changed byte %d is not noticed", i, j)
 		}
-		got := c.Seal([]byte("before"), nonce, plain, aad)
-		equal(t, fmt.Sprintf("vector %d", i), got, hex.EncodeToString([]byte("before"))+v.cipher+v.tag)
-		sealed := got[6:]
-		back, err := c.Open(nil, nonce, sealed, aad)
-		if err != nil || !bytes.Equal(back, plain) {
-			t.Errorf("vector %d: opened to %x, %v", i, back, err)
+		sealed[j] ^= 1
+		if _, err := c.Open(nil, nonce, sealed[:j], aad); err == nil {
+			t.Errorf("vector %d: %d bytes are taken", i, j)
 		}
-		for j := range sealed {
-			sealed[j] ^= 1
-			if _, err := c.Open(nil, nonce, sealed, aad); err == nil {
-				t.Errorf("vector %d: changed byte %d is not noticed", i, j)
-			}
-			sealed[j] ^= 1
-			if _, err := c.Open(nil, nonce, sealed[:j], aad); err == nil {
-				t.Errorf("vector %d: %d bytes are taken", i, j)
-			}
-		}
-		if _, err := c.Open(nil, nonce, sealed, append(aad, 0)); err == nil {
-			t.Errorf("vector %d: other additional data are not noticed", i)
-		}
+	}
+	if _, err := c.Open(nil, nonce, sealed, append(aad, 0)); err == nil {
+		t.Errorf("vector %d: other additional data are not noticed", i)
 	}
 }
 
@@ -114,21 +115,23 @@ func TestCCMLong(t *testing.T) {
 		{16, 1048656, "42089c66379492446ae0bdc9ea6b99ad7c124afe569bfaa5017c41775b38674a"},
 		{32, 1048656, "869b32f52add0edfc4b817915a3db828bb5bd6de4fbae7471bc31ab535f2ce60"},
 	} {
-		b, err := aes.NewCipher(key[:v.key])
-		if err != nil {
-			t.Fatal(err)
+		for _, k := range keys(t, key[:v.key]) {
+			c, err := newCCM(k, 11, 16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := c.Seal(nil, nonce, pattern(v.n), pattern(32))
+			sum := sha256.Sum256(out)
+			equal(t, fmt.Sprintf("%d bytes with a key of %d, fused %v", v.n, v.key, k.fused), sum[:], v.sum)
+			if back, err := c.Open(nil, nonce, out, pattern(32)); err != nil || !bytes.Equal(back, pattern(v.n)) {
+				t.Errorf("%d bytes with a key of %d, fused %v: not opened: %v", v.n, v.key, k.fused, err)
+			}
 		}
-		c, err := newCCM(b, 11, 16)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum := sha256.Sum256(c.Seal(nil, nonce, pattern(v.n), pattern(32)))
-		equal(t, fmt.Sprintf("%d bytes with a key of %d", v.n, v.key), sum[:], v.sum)
 	}
 }
 
 func TestCCMParameters(t *testing.T) {
-	b := newAES(t, "000102030405060708090a0b0c0d0e0f")
+	b := keys(t, unhex(t, "000102030405060708090a0b0c0d0e0f"))[0]
 	for _, v := range [][2]int{{6, 16}, {14, 16}, {11, 2}, {11, 18}, {11, 5}} {
 		if _, err := newCCM(b, v[0], v[1]); err == nil {
 			t.Errorf("nonce of %d and tag of %d bytes are taken", v[0], v[1])
@@ -318,15 +321,19 @@ func FuzzCCM(f *testing.F) {
 		if n == 13 && len(plain) > 65535 {
 			return
 		}
-		b, _ := aes.NewCipher(key)
-		c, err := newCCM(b, n, 16)
-		if err != nil {
-			t.Fatal(err)
-		}
-		nonce := pattern(n)
-		got := c.Seal(nil, nonce, plain, aad)
-		if want := slowCCM(b, nonce, plain, aad); !bytes.Equal(got, want) {
-			t.Fatalf("got %x, want %x", got, want)
+		for _, k := range keys(t, key) {
+			c, err := newCCM(k, n, 16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nonce := pattern(n)
+			got := c.Seal(nil, nonce, plain, aad)
+			if want := slowCCM(k, nonce, plain, aad); !bytes.Equal(got, want) {
+				t.Fatalf("fused %v: got %x, want %x", k.fused, got, want)
+			}
+			if back, err := c.Open(nil, nonce, got, aad); err != nil || !bytes.Equal(back, plain) {
+				t.Fatalf("fused %v: not opened: %v", k.fused, err)
+			}
 		}
 	})
 }

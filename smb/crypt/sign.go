@@ -53,14 +53,18 @@ func NewSigner(alg wire.SigningAlgorithm, key []byte) (*Signer, error) {
 		s.key = append([]byte(nil), key...)
 		return s, nil
 	}
-	b, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, err
-	}
 	switch alg {
 	case wire.SigningAESCMAC:
-		s.cmac = newCMAC(b)
+		k, err := newAESKey(key, canFuse)
+		if err != nil {
+			return nil, err
+		}
+		s.cmac = newCMAC(k)
 	case wire.SigningAESGMAC:
+		b, err := aes.NewCipher(key)
+		if err != nil {
+			return nil, err
+		}
 		if s.gmac, err = newGMAC(b); err != nil {
 			return nil, err
 		}
