@@ -16,6 +16,6 @@
 // I/O fails with TASK ABORTED); only then are new rights given out and the command returns. Hence no write of an initiator lands after
 // a PERSISTENT RESERVE OUT that forbade it has returned, and none lands after the first write of a new exclusive holder.
 //
-// Lock order: change token of reservations, LU.mu, initiator.mu. Locks of block ranges are taken with none of these held, and the
-// change token is the only one that is held while waiting for I/O.
+// Lock order: change token of reservations, LU.mu, initiator.mu. A work buffer, then locks of block ranges, are taken with none of these
+// held; the change token is the only one of the three that is held while waiting for I/O.
 package lu

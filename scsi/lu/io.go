@@ -10,6 +10,8 @@ import (
 const (
 	// bufferSize is the piece in which commands work that touch more of the disk than they carry data: VERIFY, WRITE SAME.
 	bufferSize = 1 << 20
+	// maxBuffers bounds how many such pieces a unit uses at once.
+	maxBuffers = 16
 	// maxCompareAndWrite bounds COMPARE AND WRITE, in blocks.
 	maxCompareAndWrite = 128
 	// maxUnmapDescriptors bounds UNMAP.
@@ -192,8 +194,11 @@ func (n *Nexus) compareAndWrite(ctx context.Context, tk ticket, cdb, out, _ []by
 	if r, ok := n.writable(); !ok || size == 0 {
 		return r
 	}
-	buf := n.lu.buffer()
-	defer n.lu.bufs.Put(buf)
+	buf, r := n.lu.buffer(ctx)
+	if buf == nil {
+		return r
+	}
+	defer n.lu.giveBuffer(buf)
 	off := int64(t.LBA) * n.lu.bs
 	q, r := n.enter(ctx, tk, true, off, int64(size))
 	if r.Status != scsi.Good {
@@ -226,7 +231,20 @@ func mismatch(a, b []byte) int {
 	return -1
 }
 
-func (l *LU) buffer() *[]byte { return l.bufs.Get().(*[]byte) }
+// buffer waits for one of the unit's buffers. It is taken before any lock of a range, so that nobody who has a lock waits for a buffer.
+func (l *LU) buffer(ctx context.Context) (*[]byte, Result) {
+	select {
+	case l.bufSlots <- struct{}{}:
+		return l.bufs.Get().(*[]byte), Result{}
+	case <-ctx.Done():
+		return nil, cancelled(context.Cause(ctx))
+	}
+}
+
+func (l *LU) giveBuffer(b *[]byte) {
+	l.bufs.Put(b)
+	<-l.bufSlots
+}
 
 // verify is VERIFY. SBC-3 5.28. Each piece is compared by itself; the whole is not atomic.
 func (n *Nexus) verify(ctx context.Context, tk ticket, cdb, out, _ []byte) Result {
@@ -248,8 +266,11 @@ func (n *Nexus) verify(ctx context.Context, tk ticket, cdb, out, _ []byte) Resul
 	if want != 0 && want != int64(len(out)) {
 		return badCDBField(lengthField(t.Op))
 	}
-	buf := n.lu.buffer()
-	defer n.lu.bufs.Put(buf)
+	buf, r := n.lu.buffer(ctx)
+	if buf == nil {
+		return r
+	}
+	defer n.lu.giveBuffer(buf)
 	for done := int64(0); done < size; {
 		p := (*buf)[:min(size-done, bufferSize)]
 		off := int64(t.LBA)*n.lu.bs + done
@@ -380,20 +401,26 @@ func (n *Nexus) writeSame(ctx context.Context, tk ticket, cdb, out, _ []byte) Re
 	if r, ok := n.writable(); !ok {
 		return r
 	}
+	zero := t.NoData || allZero(out)
+	var buf *[]byte
+	if !zero {
+		if buf, r = n.lu.buffer(ctx); buf == nil {
+			return r
+		}
+		defer n.lu.giveBuffer(buf)
+	}
 	off := int64(t.LBA) * n.lu.bs
 	q, r := n.enter(ctx, tk, true, off, size)
 	if r.Status != scsi.Good {
 		return r
 	}
 	defer n.lu.locks.release(q)
-	if t.NoData || allZero(out) {
+	if zero {
 		if err := n.lu.disk.WriteZeroes(ctx, off, size, t.Unmap, false); err != nil {
 			return diskError(err, true, t.LBA)
 		}
 		return Result{}
 	}
-	buf := n.lu.buffer()
-	defer n.lu.bufs.Put(buf)
 	p := (*buf)[:min(size, bufferSize)]
 	for i := 0; i < len(p); i += len(out) {
 		copy(p[i:], out)

@@ -46,12 +46,13 @@ type Options struct {
 
 // LU is a logical unit. Its methods may be called at the same time.
 type LU struct {
-	disk  Disk
-	opt   Options
-	log   *slog.Logger
-	bs    int64 // logical block size
-	locks rangeLocks
-	bufs  sync.Pool // *[]byte of bufferSize
+	disk     Disk
+	opt      Options
+	log      *slog.Logger
+	bs       int64 // logical block size
+	locks    rangeLocks
+	bufs     sync.Pool     // *[]byte of bufferSize
+	bufSlots chan struct{} // capacity maxBuffers: one for each in use
 
 	change chan struct{} // capacity 1: the token of who changes reservations
 
@@ -75,7 +76,7 @@ func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 	def(&o.Vendor, "VDBRIDGE")
 	def(&o.Product, "Virtual Disk")
 	def(&o.Revision, "1")
-	l := &LU{disk: disk, opt: o, log: o.Logger, bs: int64(logical), change: make(chan struct{}, 1), pr: &prState{},
+	l := &LU{disk: disk, opt: o, log: o.Logger, bs: int64(logical), change: make(chan struct{}, 1), bufSlots: make(chan struct{}, maxBuffers), pr: &prState{},
 		initiators: make(map[InitiatorID]*initiator)}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)

@@ -212,10 +212,8 @@ func (s *Service) openDisk(ctx context.Context, d *disk) error {
 		return err
 	}
 	d.Disk, d.props = under, under.Properties()
-	opt := lu.Options{ID: d.props.ID, Thin: !d.props.Fixed, Logger: s.log.With("disk", d.path), MaxTransfer: s.cfg.MaxTransfer}
-	if !under.ReadOnly() {
-		opt.State = s.cfg.State(d.path, d.props.ID)
-	}
+	opt := lu.Options{ID: d.props.ID, Thin: !d.props.Fixed, Logger: s.log.With("disk", d.path), MaxTransfer: s.cfg.MaxTransfer,
+		State: s.cfg.State(d.path, d.props.ID)}
 	if d.lu, err = lu.New(ctx, under, opt); err != nil {
 		_ = under.Close()
 		return err

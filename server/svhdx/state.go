@@ -142,7 +142,12 @@ func (f *fileState) Save(_ context.Context, s *lu.State) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, filepath.Base(f.path)+".*") // mode 0600
+	// One name is enough, since the disk is locked and saves do not overlap; what a crash has left is replaced, but never followed.
+	name := f.path + ".new"
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	tmp, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -154,10 +159,10 @@ func (f *fileState) Save(_ context.Context, s *lu.State) error {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(tmp.Name(), f.path)
+		err = os.Rename(name, f.path)
 	}
 	if err != nil {
-		_ = os.Remove(tmp.Name())
+		_ = os.Remove(name)
 		return err
 	}
 	return syncDir(dir)

@@ -36,6 +36,10 @@ func TestFileState(t *testing.T) {
 	}
 	want := &lu.State{Held: true, Type: scsi.ExclusiveAccess, Holder: lu.InitiatorID{9}, Registrations: []lu.SavedRegistration{
 		{Initiator: lu.InitiatorID{9}, Key: 0xFFFFFFFFFFFFFFFF, AllPorts: true}, {Initiator: lu.InitiatorID{15: 8}, Key: 1}}}
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Symlink(elsewhere, filepath.Join(dir, ".d.vhdx.reservations.new")); err != nil { // left over, or put there
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := f.Save(ctx, want); err != nil {
 			t.Fatal(err)
@@ -46,6 +50,9 @@ func TestFileState(t *testing.T) {
 	}
 	if s, err := FileState(disk, wire.GUID{7}, slog.New(slog.DiscardHandler)).Load(ctx); s != nil || err != nil {
 		t.Errorf("reservations of another disk: %+v %v", s, err)
+	}
+	if _, err := os.Lstat(elsewhere); err == nil {
+		t.Error("a link was followed")
 	}
 	path := filepath.Join(dir, ".d.vhdx.reservations")
 	b, err := os.ReadFile(path)
@@ -134,6 +141,43 @@ func TestReservationsOverRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustOpen(t, s, path, 1)
+}
+
+// Over a real image, from nothing: whole writes of several initiators by either way, and reads that see one of them.
+func TestAtomicityOverVHDX(t *testing.T) {
+	path := newDisk(t)
+	s := service(t, Config{})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		o := mustOpen(t, s, path, byte(g+1))
+		wg.Go(func() {
+			ctx := context.Background()
+			p, q := make([]byte, 64<<10), make([]byte, 64<<10)
+			for i := range 60 {
+				for j := range p {
+					p[j] = byte(g*60 + i)
+				}
+				off := int64(32<<20 - 32<<10) // crosses two blocks of the image
+				var err error
+				switch i % 3 {
+				case 0:
+					err = o.Write(ctx, p, off, i%2 == 0)
+				case 1:
+					if st, sense, _ := command(t, o, scsi.Write16(uint64(off/512), 128, false), p); st != scsi.Good {
+						t.Error(st, sense)
+					}
+				default:
+					if err = o.Read(ctx, q, off); err == nil && !bytes.Equal(q, bytes.Repeat(q[:1], len(q))) {
+						t.Error("a read sees two writes")
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Opens and closes cross each other: there is never more than one disk on the file, and none is left.

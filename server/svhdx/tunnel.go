@@ -165,7 +165,7 @@ func (o *open) scsi(ctx context.Context, h tunnel.RequestHeader, in, out []byte)
 	}
 	r := o.nexus.Execute(ctx, cdb, dataOut, dataIn)
 	switch {
-	case r.Want > len(dataIn) && int64(r.Want) > int64(q.DataTransferLength):
+	case r.Want > len(dataIn) && (q.Disposition != tunnel.DispositionIn || int64(r.Want) > int64(q.DataTransferLength)):
 		return o.refuse(h, ntstatus.InvalidParameter, in, out)
 	case r.Want > len(dataIn):
 		return 0, fmt.Errorf("%v: room for %d bytes of data, %d wanted: %w", h.Op, len(dataIn), r.Want, ntstatus.BufferTooSmall)

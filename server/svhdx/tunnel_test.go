@@ -144,6 +144,8 @@ func TestSCSIRefusals(t *testing.T) {
 		{"DataTransferLength below the data", o, edit(12, 7), ntstatus.InvalidParameter},
 		{"more data than DataTransferLength", o, edit(12, 7)[:36], ntstatus.InvalidParameter},
 		{"data out that are not there", o, scsiBody(scsi.Write16(0, 1, false), 0, 512, make([]byte, 511)), ntstatus.InvalidParameter},
+		{"data in without a direction", o, scsiBody(scsi.Read16(0, 1, false), 2, 512, nil), ntstatus.InvalidParameter},
+		{"data in, direction out", o, scsiBody(scsi.ReadCapacity10(), 0, 0, nil), ntstatus.InvalidParameter},
 		{"no initiator", none, good, ntstatus.InvalidHandle},
 		{"no initiator, and Length 35", none, edit(0, 35), ntstatus.InvalidHandle},
 	} {
