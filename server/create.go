@@ -165,9 +165,6 @@ func (r *request) checkCreate(a *createArgs) ntstatus.Status {
 	a.access = mapGeneric(a.DesiredAccess)
 	a.maximal = a.access&wire.AccessMaximumAllowed != 0
 	a.access &^= wire.AccessMaximumAllowed
-	if a.access == wire.AccessSynchronize && !a.maximal {
-		return ntstatus.AccessDenied
-	}
 	if a.access&wire.AccessSystemSecurity != 0 {
 		return ntstatus.PrivilegeNotHeld
 	}

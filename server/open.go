@@ -34,8 +34,9 @@ type open struct {
 
 	listMu  sync.Mutex // guards list
 	list    dirList
-	watch   *watch // under notifier.mu
-	created bool   // by this open
+	watch   *watch      // under notifier.mu
+	created bool        // by this open
+	ending  atomic.Bool // a CLOSE has arrived: requests that arrive later do not hold it up
 
 	refs    atomic.Int64 // requests that use the open; closing is a bit of it
 	drained chan struct{}

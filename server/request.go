@@ -235,8 +235,12 @@ func (w *work) acquireEarly() {
 	sn.mu.RLock()
 	o := sn.opens[le.Uint64(b[at+8:])]
 	sn.mu.RUnlock()
-	if o != nil && o.acquire() {
-		w.req.early = o
+	if o == nil || o.ending.Load() || !o.acquire() {
+		return
+	}
+	w.req.early = o
+	if w.first == wire.CmdClose {
+		o.ending.Store(true)
 	}
 }
 
