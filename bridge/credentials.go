@@ -121,6 +121,9 @@ func (s CredentialSource) Resolve(ctx context.Context, loc Location) (Credential
 		prompt = promptTerminal
 	}
 	pw, err := prompt(ctx, fmt.Sprintf("Password of %s at %s: ", c, loc.Host))
+	if ctx.Err() != nil {
+		return c, ctx.Err()
+	}
 	if err != nil {
 		return c, &credentialsError{fmt.Sprintf("no password for %s: use --password-file, --credentials, %s, or run it on a terminal (%v)", c, PasswordEnv, err)}
 	}

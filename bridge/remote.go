@@ -148,7 +148,8 @@ func explain(step string, loc Location, o Options, err error) error {
 		return &Error{ClassInterrupted, "interrupted", err}
 	case errors.Is(err, client.ErrUnsupportedServer):
 		class = ClassUnsupported
-		s = fmt.Sprintf("the server %s cannot be used: %s", loc.Host, reason(err, client.ErrUnsupportedServer))
+		why := strings.ReplaceAll(reason(err, client.ErrUnsupportedServer), "MinDialect", "--min-dialect")
+		s = fmt.Sprintf("the server %s cannot be used: %s", loc.Host, why)
 	case errors.Is(err, client.ErrSecurity):
 		class = ClassConnection
 		s = fmt.Sprintf("a message of %s is not authentic, so somebody may have changed it on the way: %v", loc.Host, err)

@@ -69,12 +69,18 @@ func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 // splitWays is how many parts of one large request are under way at once.
 const splitWays = 4
 
+// splitAlign is what the size of the parts is a multiple of, unless the limit is smaller.
+const splitAlign = 64 << 10
+
 // split carries out a request that is larger than one SCSI command may be.
 func (d *Disk) split(ctx context.Context, p []byte, off int64, part func(context.Context, []byte, int64) error) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(splitWays)
+	// Parts of about the same size, so that none is a leftover of a few sectors.
+	parts := (len(p) + d.maxRW - 1) / d.maxRW
+	size := min((len(p)/parts+splitAlign)&^(splitAlign-1), d.maxRW)
 	for len(p) > 0 && gctx.Err() == nil {
-		n := min(len(p), d.maxRW)
+		n := min(len(p), size)
 		q, at := p[:n], off
 		g.Go(func() error { return part(gctx, q, at) })
 		p, off = p[n:], off+int64(n)

@@ -69,7 +69,11 @@ func exitCode(err error) int {
 // complain writes an error as one sentence and returns the exit code.
 func complain(w io.Writer, err error) int {
 	var said errReported
-	if err != nil && !errors.As(err, &said) {
+	switch {
+	case err == nil, errors.As(err, &said):
+	case bridge.Classify(err) == bridge.ClassInterrupted:
+		fmt.Fprintln(w, "vdbridge: interrupted")
+	default:
 		fmt.Fprintf(w, "vdbridge: %s\n", oneLine(err.Error()))
 	}
 	return exitCode(err)
