@@ -1,0 +1,186 @@
+package fusefs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxWrite      = 1 << 20 // bytes of one request, the most that the kernel sends
+	maxBackground = 64      // requests that the kernel sends on its own behalf: read-ahead, asynchronous direct I/O
+	maxInFlight   = 128 << 20
+	patience      = 10 * time.Second // for a mount that is still in use
+)
+
+// Options say how a disk is shown.
+type Options struct {
+	ReadOnly   bool
+	AllowOther bool          // let other users see the files; the kernel checks the mode, so these are root's
+	Name       string        // shown as the source of the mount; "" means "vdbridge"
+	Info       func() []byte // makes the text of info.json; nil: there is no such file. Called whenever it is looked at.
+	Ready      func()        // called once, when the files are there; may be nil
+	Logger     *slog.Logger  // nil is silent
+}
+
+// ErrBusy says that the mount was still in use when it was to end: it was taken out of the tree of files, and goes on for those who have
+// it open until they close it.
+var ErrBusy = errors.New("still in use")
+
+// Serve shows d in dir until somebody unmounts it, or ctx is done and the unmounting has succeeded; then it flushes d. d stays open.
+//
+// If the mount is in use when ctx is done (a loop device stands on it, a shell's working directory is in it), Serve says so in the log and
+// waits 10 s for its users. Then it detaches the mount, so that nobody new comes, serves who is there until they are done, and returns
+// ErrBusy.
+func Serve(ctx context.Context, dir string, d Disk, o Options) error {
+	m, err := start(dir, d, o)
+	if err != nil {
+		return err
+	}
+	if o.Ready != nil {
+		o.Ready()
+	}
+	gone := make(chan struct{})
+	go func() {
+		m.server.Wait()
+		close(gone)
+	}()
+	var busy error
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		busy = m.end(gone)
+		<-gone
+	}
+	// ctx may be done, and what was written has to be flushed all the same.
+	if !m.disk.readOnly {
+		if err := d.Flush(context.WithoutCancel(ctx)); err != nil {
+			return errors.Join(busy, fmt.Errorf("flush after unmounting %s: %w", dir, err))
+		}
+	}
+	return busy
+}
+
+type mounted struct {
+	dir    string
+	server *fuse.Server
+	disk   *diskNode
+	log    *slog.Logger
+}
+
+func start(dir string, d Disk, o Options) (*mounted, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("mount: %s: %w", dir, syscall.ENOTDIR)
+	}
+	b, err := newBlocks(d)
+	if err != nil {
+		return nil, fmt.Errorf("mount: %w", err)
+	}
+	m := &mounted{dir: dir, log: o.Logger}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.disk = &diskNode{blocks: b, readOnly: o.ReadOnly || d.ReadOnly(), mounted: time.Now(), log: m.log}
+	if o.Name == "" {
+		o.Name = "vdbridge"
+	}
+	flags := []string{"default_permissions"}
+	if m.disk.readOnly {
+		flags = append(flags, "ro")
+	}
+	// The files never change their names, and their sizes do not change while they are mounted.
+	forever := time.Hour
+	direct := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if m.disk.readOnly {
+		direct |= unix.MS_RDONLY
+	}
+	root := &rootNode{disk: m.disk, info: o.Info}
+	m.server, err = fs.Mount(dir, root, &fs.Options{
+		EntryTimeout:    &forever,
+		NegativeTimeout: &forever,
+		RootStableAttr:  &fs.StableAttr{Ino: 1},
+		UID:             uint32(os.Getuid()),
+		GID:             uint32(os.Getgid()),
+		MountOptions: fuse.MountOptions{
+			AllowOther:              o.AllowOther,
+			Options:                 flags,
+			MaxBackground:           maxBackground,
+			MaxInflightRequestBytes: maxInFlight,
+			MaxWrite:                maxWrite,
+			MaxReadAhead:            maxWrite,
+			FsName:                  strings.ReplaceAll(o.Name, ",", "_"),
+			Name:                    "vdbridge",
+			DisableXAttrs:           true,
+			DirectMount:             true,
+			DirectMountFlags:        direct,
+			Logger:                  log.New(logLines{m.log}, "", 0),
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w; it takes /dev/fuse, and either root or the package fuse3", dir, err)
+	}
+	return m, nil
+}
+
+// end unmounts, patiently at first. It returns ErrBusy when the mount had to be detached.
+func (m *mounted) end(gone <-chan struct{}) error {
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var once sync.Once
+	for {
+		err := m.server.Unmount()
+		if err == nil {
+			return nil
+		}
+		once.Do(func() {
+			m.log.Warn("the mount is still in use: unmount what stands on it and leave it; waiting", "dir", m.dir, "patience", patience, "err", err)
+		})
+		select {
+		case <-gone: // somebody else has unmounted it
+			return nil
+		case <-tick.C:
+		case <-deadline.C:
+			if err := Detach(m.dir); err != nil {
+				m.log.Error("the mount cannot be detached", "dir", m.dir, "err", err)
+			}
+			m.log.Warn("the mount is detached, and goes on until its last user is done", "dir", m.dir)
+			return fmt.Errorf("unmount %s: %w; it was detached, and has ended with its last user", m.dir, ErrBusy)
+		}
+	}
+}
+
+// Detach takes the mount on dir out of the tree of files, even if it is in use. Its users keep it.
+func Detach(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach %s: %w", dir, err)
+	}
+	return nil
+}
+
+// logLines takes the messages of the FUSE library.
+type logLines struct{ log *slog.Logger }
+
+func (l logLines) Write(p []byte) (int, error) {
+	l.log.Debug(strings.TrimSpace(string(p)))
+	return len(p), nil
+}

@@ -1,0 +1,236 @@
+package fusefs
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// rootNode is the directory. Its files never change, so they are made once.
+type rootNode struct {
+	fs.Inode
+	disk *diskNode
+	info func() []byte
+}
+
+var (
+	_ fs.NodeOnAdder   = (*rootNode)(nil)
+	_ fs.NodeStatfser  = (*rootNode)(nil)
+	_ fs.NodeStatfser  = (*diskNode)(nil)
+	_ fs.NodeOpener    = (*diskNode)(nil)
+	_ fs.NodeReader    = (*diskNode)(nil)
+	_ fs.NodeWriter    = (*diskNode)(nil)
+	_ fs.NodeFsyncer   = (*diskNode)(nil)
+	_ fs.NodeAllocater = (*diskNode)(nil)
+	_ fs.NodeLseeker   = (*diskNode)(nil)
+	_ fs.NodeGetattrer = (*diskNode)(nil)
+	_ fs.NodeSetattrer = (*diskNode)(nil)
+	_ fs.NodeOpener    = (*textNode)(nil)
+	_ fs.NodeGetattrer = (*textNode)(nil)
+)
+
+func (r *rootNode) OnAdd(ctx context.Context) {
+	r.AddChild("disk.raw", r.NewPersistentInode(ctx, r.disk, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 2}), false)
+	if r.info != nil {
+		r.AddChild("info.json", r.NewPersistentInode(ctx, &textNode{text: r.info, mounted: r.disk.mounted}, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 3}), false)
+	}
+}
+
+func (r *rootNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return r.disk.Statfs(ctx, out)
+}
+
+// diskNode is disk.raw.
+type diskNode struct {
+	fs.Inode
+	*blocks
+	readOnly bool
+	mounted  time.Time
+	written  atomic.Int64 // Unix nanoseconds of the last write
+	log      *slog.Logger
+	logged   atomic.Int64
+}
+
+const reportedBlock = 4096
+
+func (d *diskNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
+	out.Bsize, out.Frsize = reportedBlock, reportedBlock
+	out.Blocks = uint64(d.size) / reportedBlock
+	out.Files = 2
+	out.NameLen = 255
+	return 0
+}
+
+func (d *diskNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = fuse.S_IFREG | 0o600
+	if d.readOnly {
+		out.Mode = fuse.S_IFREG | 0o400
+	}
+	out.Size = uint64(d.size)
+	out.Blocks = uint64(d.size) / 512
+	out.Blksize = reportedBlock
+	mtime := d.mounted
+	if w := d.written.Load(); w != 0 {
+		mtime = time.Unix(0, w)
+	}
+	out.SetTimes(&d.mounted, &mtime, &mtime)
+	return 0
+}
+
+// Setattr lets programs set what changes nothing: a disk cannot be cut or grown by this, and truncation to its own size is what a copying
+// tool may do.
+func (d *diskNode) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	if size, ok := in.GetSize(); ok && size != uint64(d.size) {
+		if size == 0 {
+			// open(O_TRUNC), as a shell's ">" does it: a block device ignores it too.
+			return d.Getattr(ctx, f, out)
+		}
+		return syscall.EPERM
+	}
+	return d.Getattr(ctx, f, out)
+}
+
+func (d *diskNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	if d.readOnly && flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return nil, 0, syscall.EROFS
+	}
+	if d.shared {
+		return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
+	}
+	return nil, fuse.FOPEN_KEEP_CACHE, 0
+}
+
+// failed logs an error, at most one a second, and says it to the kernel.
+func (d *diskNode) failed(op string, off, n int64, err error) syscall.Errno {
+	e := errno(err)
+	if e == syscall.EINTR {
+		return e
+	}
+	now, last := time.Now().UnixNano(), d.logged.Load()
+	if now-last > int64(time.Second) && d.logged.CompareAndSwap(last, now) {
+		d.log.Warn("fuse: request failed", "op", op, "offset", off, "length", n, "errno", unix.ErrnoName(e), "err", err)
+	}
+	return e
+}
+
+func (d *diskNode) Read(ctx context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	if off >= d.size {
+		return fuse.ReadResultData(nil), 0
+	}
+	dest = dest[:min(int64(len(dest)), d.size-off)]
+	if err := d.read(ctx, dest, off); err != nil {
+		return nil, d.failed("read", off, int64(len(dest)), err)
+	}
+	return fuse.ReadResultData(dest), 0
+}
+
+func (d *diskNode) Write(ctx context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	switch {
+	case d.readOnly:
+		return 0, syscall.EROFS
+	case off >= d.size && len(data) > 0:
+		return 0, syscall.ENOSPC
+	}
+	// As a block device does it: what fits is written.
+	data = data[:min(int64(len(data)), d.size-off)]
+	if err := d.write(ctx, data, off); err != nil {
+		return 0, d.failed("write", off, int64(len(data)), err)
+	}
+	d.written.Store(time.Now().UnixNano())
+	return uint32(len(data)), 0
+}
+
+func (d *diskNode) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errno {
+	if d.readOnly {
+		return 0
+	}
+	if err := d.disk.Flush(ctx); err != nil {
+		return d.failed("flush", 0, d.size, err)
+	}
+	return 0
+}
+
+func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+	if d.readOnly {
+		return syscall.EROFS
+	}
+	unmap := false
+	switch mode {
+	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE:
+		unmap = true
+	case unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
+	default:
+		// Room for later writes cannot be promised.
+		return syscall.EOPNOTSUPP
+	}
+	end := off + size
+	if end < off || off > uint64(d.size) || end > uint64(d.size) && mode == unix.FALLOC_FL_ZERO_RANGE {
+		return syscall.ENOSPC
+	}
+	n := int64(min(end, uint64(d.size)) - off)
+	if n == 0 {
+		return 0
+	}
+	if err := d.zero(ctx, int64(off), n, unmap); err != nil {
+		return d.failed("zero", int64(off), n, err)
+	}
+	d.written.Store(time.Now().UnixNano())
+	return 0
+}
+
+func (d *diskNode) Lseek(ctx context.Context, _ fs.FileHandle, off uint64, whence uint32) (uint64, syscall.Errno) {
+	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
+		return 0, syscall.EINVAL
+	}
+	if off >= uint64(d.size) {
+		return 0, syscall.ENXIO
+	}
+	at, err := d.seek(ctx, int64(off), whence == unix.SEEK_HOLE)
+	if err != nil {
+		return 0, errno(err)
+	}
+	return uint64(at), 0
+}
+
+// textNode is a small file whose text is made when it is opened.
+type textNode struct {
+	fs.Inode
+	text    func() []byte
+	mounted time.Time
+}
+
+// textHandle is the text as it was when the file was opened.
+type textHandle struct{ text []byte }
+
+var _ fs.FileReader = (*textHandle)(nil)
+
+func (t *textNode) Getattr(_ context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = fuse.S_IFREG | 0o400
+	if h, ok := f.(*textHandle); ok {
+		out.Size = uint64(len(h.text))
+	} else {
+		out.Size = uint64(len(t.text()))
+	}
+	out.SetTimes(&t.mounted, &t.mounted, &t.mounted)
+	return 0
+}
+
+func (t *textNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		return nil, 0, syscall.EROFS
+	}
+	return &textHandle{t.text()}, fuse.FOPEN_DIRECT_IO, 0
+}
+
+func (h *textHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	if off >= int64(len(h.text)) {
+		return fuse.ReadResultData(nil), 0
+	}
+	return fuse.ReadResultData(dest[:copy(dest, h.text[off:])]), 0
+}
