@@ -38,7 +38,9 @@ var (
 func (r *rootNode) OnAdd(ctx context.Context) {
 	r.AddChild("disk.raw", r.NewPersistentInode(ctx, r.disk, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 2}), false)
 	if r.info != nil {
-		r.AddChild("info.json", r.NewPersistentInode(ctx, &textNode{text: r.info, mounted: r.disk.mounted}, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 3}), false)
+		info := &textNode{text: r.info, mounted: r.disk.mounted}
+		info.size.Store(int64(len(r.info())))
+		r.AddChild("info.json", r.NewPersistentInode(ctx, info, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 3}), false)
 	}
 }
 
@@ -198,11 +200,13 @@ func (d *diskNode) Lseek(ctx context.Context, _ fs.FileHandle, off uint64, whenc
 	return uint64(at), 0
 }
 
-// textNode is a small file whose text is made when it is opened.
+// textNode is a small file whose text is made when it is opened. Its size is that of the text made last: making it may take a question to
+// the server, which listing a directory should not wait for. Reads are direct, and so not bound by it.
 type textNode struct {
 	fs.Inode
 	text    func() []byte
 	mounted time.Time
+	size    atomic.Int64
 }
 
 // textHandle is the text as it was when the file was opened.
@@ -215,7 +219,7 @@ func (t *textNode) Getattr(_ context.Context, f fs.FileHandle, out *fuse.AttrOut
 	if h, ok := f.(*textHandle); ok {
 		out.Size = uint64(len(h.text))
 	} else {
-		out.Size = uint64(len(t.text()))
+		out.Size = uint64(t.size.Load())
 	}
 	out.SetTimes(&t.mounted, &t.mounted, &t.mounted)
 	return 0
@@ -225,7 +229,9 @@ func (t *textNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32,
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EROFS
 	}
-	return &textHandle{t.text()}, fuse.FOPEN_DIRECT_IO, 0
+	h := &textHandle{t.text()}
+	t.size.Store(int64(len(h.text)))
+	return h, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (h *textHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
