@@ -54,6 +54,7 @@ type Service struct {
 
 	mu    sync.Mutex
 	disks map[fileKey]*disk
+	files map[fileKey]*fileOpen
 }
 
 var (
@@ -82,7 +83,7 @@ func New(c Config) (*Service, error) {
 	if c.State == nil {
 		c.State = func(path string, id wire.GUID) lu.PersistentState { return FileState(path, id, c.Logger) }
 	}
-	return &Service{cfg: c, log: c.Logger, disks: make(map[fileKey]*disk)}, nil
+	return &Service{cfg: c, log: c.Logger, disks: make(map[fileKey]*disk), files: make(map[fileKey]*fileOpen)}, nil
 }
 
 // vhdxDisk makes a Disk of an image.
@@ -244,7 +245,7 @@ func (s *Service) release(d *disk) error {
 	return nil
 }
 
-// shared says whether the file is open as a shared virtual disk.
+// shared says whether the file has an open of this service.
 func (s *Service) shared(path string) bool {
 	key, err := keyOf(path)
 	if err != nil {
@@ -253,7 +254,7 @@ func (s *Service) shared(path string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.disks[key]
-	return d != nil && d.opens > 0
+	return d != nil && d.opens > 0 || s.files[key] != nil
 }
 
 // QuerySupport is [server.DiskService]. [2.2.4.16, 3.2.5.6]
@@ -262,7 +263,7 @@ func (s *Service) QuerySupport(path string, o server.DiskOpen) (support, handleS
 	if s.cfg.Version >= tunnel.Version2 {
 		support = tunnel.SupportV2
 	}
-	if _, ok := o.(*open); ok {
+	if o != nil {
 		return support, tunnel.HandleStateShared
 	}
 	if s.shared(path) {
@@ -300,7 +301,7 @@ func (s *Service) openContext(ctx context.Context, path string, reqCtx []byte, o
 		c.InitiatorID = wire.GUID{}
 	}
 	if c.OriginatorFlags == tunnel.OriginatorVHDMP {
-		o, err := s.openUnderlying(ctx, path, access)
+		o, err := s.openUnderlying(ctx, path, opts, access)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -308,6 +308,19 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := make([]byte, 8)
+	wantStatus(t, "buffered read of the file", f.Read(t.Context(), p, 0), ntstatus.NotSupported)
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if f, _, err = s.OpenDisk(t.Context(), path, vhdmp, unbuffered, fullAccess); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.OpenDisk(t.Context(), path, vhdmp, unbuffered, fullAccess); !errors.Is(err, ntstatus.VHDShared) {
+		t.Errorf("a second VHDMP open: %v", err)
+	}
+	if _, state := s.QuerySupport(path, f); state != tunnel.HandleStateShared {
+		t.Errorf("state %d of a VHDMP open", state)
+	}
 	if err := f.Read(t.Context(), p, 0); err != nil || string(p) != "vhdxfile" {
 		t.Errorf("the file begins with %q, %v", p, err)
 	}

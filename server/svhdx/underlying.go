@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"vdbridge/server"
@@ -15,37 +16,58 @@ import (
 
 // fileOpen is an open with the originator flag VHDMP: the file that holds the disk, as it lies there. [3.2.5.1]
 type fileOpen struct {
+	s        *Service
+	key      fileKey
 	f        *vhdx.OSFile
+	opts     uint32 // CreateOptions
 	size     atomic.Int64
 	mayRead  bool
 	mayWrite bool
+	once     sync.Once
 }
 
-// openUnderlying opens the file itself, alone: it refuses a file that is open as a shared disk, and keeps others from opening it so.
-func (s *Service) openUnderlying(ctx context.Context, path string, access uint32) (server.DiskOpen, error) {
-	if s.shared(path) {
-		return nil, fmt.Errorf("the file is open as a shared virtual disk: %w", ntstatus.VHDShared)
-	}
-	o := &fileOpen{mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
-	f, err := vhdx.OpenOSFile(path, !o.mayWrite)
+// openUnderlying opens the file itself, alone: it refuses a file with any open of this service, and keeps others from opening it as a disk.
+func (s *Service) openUnderlying(ctx context.Context, path string, opts, access uint32) (server.DiskOpen, error) {
+	key, err := keyOf(path)
 	if err != nil {
 		return nil, err
 	}
-	o.f = f
-	if err = f.Lock(ctx, o.mayWrite); err == nil {
+	s.mu.Lock()
+	if s.disks[key] != nil || s.files[key] != nil {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("the file is open as a shared virtual disk: %w", ntstatus.VHDShared)
+	}
+	o := &fileOpen{s: s, key: key, opts: opts, mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
+	s.files[key] = o
+	s.mu.Unlock()
+	if o.f, err = vhdx.OpenOSFile(path, !o.mayWrite); err == nil {
 		var n int64
-		if n, err = f.Size(ctx); err == nil {
+		if err = o.f.Lock(ctx, o.mayWrite); err == nil {
+			n, err = o.f.Size(ctx)
+		}
+		if err == nil {
 			o.size.Store(n)
 			return o, nil
 		}
 	}
-	_ = f.Close()
+	_ = o.Close()
 	return nil, err
 }
 
-func (o *fileOpen) Read(ctx context.Context, p []byte, off int64) error {
-	if !o.mayRead {
+// check verifies what [3.2.5.3] and [3.2.5.4] ask of every open before I/O.
+func (o *fileOpen) check(granted bool) error {
+	if o.opts&wire.OptNoIntermediateBuffering == 0 {
+		return ntstatus.NotSupported
+	}
+	if !granted {
 		return ntstatus.AccessDenied
+	}
+	return nil
+}
+
+func (o *fileOpen) Read(ctx context.Context, p []byte, off int64) error {
+	if err := o.check(o.mayRead); err != nil {
+		return err
 	}
 	_, err := o.f.ReadAt(ctx, p, off)
 	if errors.Is(err, io.EOF) {
@@ -55,8 +77,8 @@ func (o *fileOpen) Read(ctx context.Context, p []byte, off int64) error {
 }
 
 func (o *fileOpen) Write(ctx context.Context, p []byte, off int64, fua bool) error {
-	if !o.mayWrite {
-		return ntstatus.AccessDenied
+	if err := o.check(o.mayWrite); err != nil {
+		return err
 	}
 	_, err := o.f.WriteAt(ctx, p, off)
 	if err == nil && fua {
@@ -80,5 +102,18 @@ func (o *fileOpen) Tunnel(context.Context, uint32, []byte, []byte) (int, error) 
 	return 0, ntstatus.InvalidDeviceRequest
 }
 
-func (o *fileOpen) Size() int64  { return o.size.Load() }
-func (o *fileOpen) Close() error { return o.f.Close() }
+// Size is [server.DiskOpen]: the size of the file in bytes.
+func (o *fileOpen) Size() int64 { return o.size.Load() }
+
+// Close is [server.DiskOpen]. A second call does nothing.
+func (o *fileOpen) Close() (err error) {
+	o.once.Do(func() {
+		if o.f != nil {
+			err = o.f.Close()
+		}
+		o.s.mu.Lock()
+		delete(o.s.files, o.key)
+		o.s.mu.Unlock()
+	})
+	return err
+}
