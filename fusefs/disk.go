@@ -2,22 +2,18 @@ package fusefs
 
 import (
 	"context"
-	"fmt"
-	"math/bits"
-	"sync"
-	"sync/atomic"
+	"errors"
 	"syscall"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// Disk is what disk.raw stands on. All methods may be called at the same time from any goroutine. Offsets and lengths are in bytes, multiples of
-// the logical block size and within the size. Errors keep a syscall.Errno in their chain.
+// Disk is what is shown. Its calls may overlap; offsets and lengths are multiples of the logical block size and within the size.
+// A Disk may also have
+//
+//	Shared() bool   // others may write to it at the same time: it is never cached, and never changed in parts of a block
 type Disk interface {
 	Read(ctx context.Context, p []byte, off int64) error
 	Write(ctx context.Context, p []byte, off int64, fua bool) error
 	Flush(ctx context.Context) error
-	Trim(ctx context.Context, off, n int64) error
 	WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) error
 	Extents(ctx context.Context, off, n int64, yield func(n int64, hole, zero bool) bool) error
 	Size() int64
@@ -25,229 +21,141 @@ type Disk interface {
 	ReadOnly() bool
 }
 
-// Sharer is an optional ability of a Disk: Shared reports that other hosts may read and write the disk at the same time.
-type Sharer interface {
-	Shared() bool
-}
-
-// diskFile is disk.raw. Its handles differ only in whether they may write.
-type diskFile struct {
-	disk        Disk
-	size        int64
-	block       int64 // logical block size
-	maxTransfer int
-	readOnly    bool
-	shared      bool
-	direct      bool
-	ctx         context.Context // for what no caller waits for
-	failed      func(op string, err error)
-
-	locks   rangeLocks
-	writes  atomic.Uint64 // changes that have been made
-	flushed atomic.Uint64 // of these, how many a successful Flush covers
-}
-
-func newDiskFile(ctx context.Context, d Disk, readOnly, direct bool, failed func(op string, err error)) (*diskFile, error) {
-	logical, _, _, maxTransfer := d.BlockSizes()
-	logical = max(logical, 1)
-	if bits.OnesCount(uint(logical)) != 1 {
-		return nil, fmt.Errorf("fusefs: the block size %d is not a power of two", logical)
-	}
-	f := &diskFile{disk: d, size: d.Size(), block: int64(logical), readOnly: readOnly || d.ReadOnly(), direct: direct, ctx: ctx, failed: failed}
-	f.maxTransfer = maxTransfer / logical * logical
-	if maxTransfer > 0 && f.maxTransfer == 0 {
-		f.maxTransfer = logical
-	}
-	if s, ok := d.(Sharer); ok {
-		f.shared = s.Shared()
-	}
-	f.direct = f.direct || f.shared
-	f.locks.cond.L = &f.locks.mu
-	return f, nil
-}
-
-func (f *diskFile) attr(out *fuse.Attr) {
-	out.Mode, out.Size = fuse.S_IFREG|0o600, uint64(f.size)
-	if f.readOnly {
-		out.Mode = fuse.S_IFREG | 0o400
-	}
-}
-
-func (f *diskFile) open(_ context.Context, flags uint32) (handle, uint32, error) {
-	writable := flags&syscall.O_ACCMODE != syscall.O_RDONLY
-	if writable && f.readOnly {
-		return nil, 0, syscall.EROFS
-	}
-	how := uint32(fuse.FOPEN_KEEP_CACHE) // nobody else changes it
-	if f.direct {
-		how = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
-	}
-	return &diskHandle{f, writable}, how, nil
-}
-
-// truncate leaves the size alone when a program only means to begin anew, as it would on a block device.
-func (f *diskFile) truncate(_ context.Context, size uint64, viaOpen bool) error {
+// errno is what a failed operation says to the kernel: the error number inside err, or EIO.
+func errno(err error) syscall.Errno {
+	var e syscall.Errno
 	switch {
-	case f.readOnly:
-		return syscall.EROFS
-	case size == uint64(f.size) || viaOpen && size == 0:
-		return nil
+	case err == nil:
+		return 0
+	case errors.As(err, &e):
+		return e
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return syscall.EINTR
 	}
-	return syscall.EINVAL
+	return syscall.EIO
 }
 
-// diskHandle is an open disk.raw.
-type diskHandle struct {
-	*diskFile
-	writable bool
+// blocks turns requests of any alignment into requests of whole blocks.
+type blocks struct {
+	disk   Disk
+	shared bool
+	size   int64
+	bs     int64 // logical block size
+	max    int   // largest transfer, 0 if there is no limit
+	locks  stripes
 }
 
-func (h *diskHandle) read(ctx context.Context, p []byte, off int64) (int, error) {
-	if off < 0 || off >= h.size {
-		return 0, nil
+func newBlocks(d Disk) (*blocks, error) {
+	logical, _, _, most := d.BlockSizes()
+	if logical <= 0 || logical&(logical-1) != 0 || d.Size()%int64(logical) != 0 {
+		return nil, errors.New("the disk's size and block size do not fit together")
 	}
-	p = p[:min(int64(len(p)), h.size-off)]
-	if len(p) == 0 {
-		return 0, nil
+	b := &blocks{disk: d, size: d.Size(), bs: int64(logical), max: most &^ (logical - 1)}
+	if s, ok := d.(interface{ Shared() bool }); ok {
+		b.shared = s.Shared()
 	}
-	mask := h.block - 1
-	if (off|int64(len(p)))&mask == 0 {
-		return len(p), h.readDisk(ctx, p, off)
-	}
-	start, end := off&^mask, (off+int64(len(p))+mask)&^mask
-	b := make([]byte, min(end, h.size)-start)
-	if err := h.readDisk(ctx, b, start); err != nil {
-		return 0, err
-	}
-	return copy(p, b[off-start:]), nil
+	return b, nil
 }
 
-func (f *diskFile) readDisk(ctx context.Context, p []byte, off int64) error {
-	for f.maxTransfer > 0 && len(p) > f.maxTransfer {
-		if err := f.disk.Read(ctx, p[:f.maxTransfer], off); err != nil {
+// outer returns the whole blocks around the range.
+func (b *blocks) outer(off, n int64) (start, end int64) {
+	return off &^ (b.bs - 1), (off + n + b.bs - 1) &^ (b.bs - 1)
+}
+
+func (b *blocks) aligned(off, n int64) bool { return (off|n)&(b.bs-1) == 0 }
+
+// read fills p from off, all of which is on the disk.
+func (b *blocks) read(ctx context.Context, p []byte, off int64) error {
+	if b.aligned(off, int64(len(p))) {
+		return b.pieces(p, off, func(p []byte, off int64) error { return b.disk.Read(ctx, p, off) })
+	}
+	start, end := b.outer(off, int64(len(p)))
+	whole := make([]byte, end-start)
+	if err := b.read(ctx, whole, start); err != nil {
+		return err
+	}
+	copy(p, whole[off-start:])
+	return nil
+}
+
+// pieces calls do for parts of p that the disk takes in one transfer.
+func (b *blocks) pieces(p []byte, off int64, do func([]byte, int64) error) error {
+	for b.max > 0 && len(p) > b.max {
+		if err := do(p[:b.max], off); err != nil {
 			return err
 		}
-		p, off = p[f.maxTransfer:], off+int64(f.maxTransfer)
+		p, off = p[b.max:], off+int64(b.max)
 	}
-	return f.disk.Read(ctx, p, off)
+	return do(p, off)
 }
 
-func (h *diskHandle) write(ctx context.Context, p []byte, off int64) (int, error) {
-	switch {
-	case !h.writable:
-		return 0, syscall.EBADF
-	case off < 0 || off >= h.size:
-		return 0, syscall.ENOSPC
+// write writes p to off, all of which is on the disk.
+func (b *blocks) write(ctx context.Context, p []byte, off int64) error {
+	whole := func(p []byte, off int64) error { return b.disk.Write(ctx, p, off, false) }
+	if b.shared {
+		// No lock of ours would keep another host out.
+		if !b.aligned(off, int64(len(p))) {
+			return syscall.EINVAL
+		}
+		return b.pieces(p, off, whole)
 	}
-	p = p[:min(int64(len(p)), h.size-off)]
-	n := len(p)
-	err := h.change(off, int64(n), func() error {
-		return h.edges(ctx, off, int64(n), func(at, k int64) error { return h.writeDisk(ctx, p[at-off:][:k], at) },
-			func(block []byte, at, from, to int64) { copy(block[from-at:to-at], p[from-off:]) })
-	})
-	if err != nil {
-		return 0, err
+	if b.aligned(off, int64(len(p))) {
+		defer b.locks.share(off, int64(len(p)))()
+		return b.pieces(p, off, whole)
 	}
-	return n, nil
-}
-
-func (f *diskFile) writeDisk(ctx context.Context, p []byte, off int64) error {
-	for f.maxTransfer > 0 && len(p) > f.maxTransfer {
-		if err := f.disk.Write(ctx, p[:f.maxTransfer], off, false); err != nil {
+	start, end := b.outer(off, int64(len(p)))
+	defer b.locks.own(start, end-start)()
+	buf := make([]byte, end-start)
+	// Only the first and the last block have bytes that stay.
+	if err := b.disk.Read(ctx, buf[:b.bs], start); err != nil {
+		return err
+	}
+	if end-start > b.bs {
+		if err := b.disk.Read(ctx, buf[len(buf)-int(b.bs):], end-b.bs); err != nil {
 			return err
 		}
-		p, off = p[f.maxTransfer:], off+int64(f.maxTransfer)
 	}
-	return f.disk.Write(ctx, p, off, false)
+	copy(buf[off-start:], p)
+	return b.pieces(buf, start, whole)
 }
 
-// change runs do, which changes the range, while nobody else changes the blocks of it. A shared disk needs no such lock: there whole blocks are
-// written, and who writes the same ones at the same time gets what the disk makes of it.
-func (f *diskFile) change(off, n int64, do func() error) error {
-	if (off|n)&(f.block-1) != 0 && f.shared {
-		return fmt.Errorf("fusefs: %d bytes at %d are not whole blocks of %d, which a shared disk needs: %w", n, off, f.block, syscall.EINVAL)
-	}
-	if !f.shared {
-		start, end := off&^(f.block-1), (off+n+f.block-1)&^(f.block-1)
-		defer f.locks.unlock(f.locks.lock(start, end))
-	}
-	err := do()
-	f.writes.Add(1) // also when it failed: part of it may have been written
-	return err
-}
-
-// edges cuts a range into the whole blocks in the middle and the parts of blocks at its ends. whole is called for the former, and patch for
-// each of the latter with the block read at at, of which the bytes of the disk from from to to are to be changed.
-func (f *diskFile) edges(ctx context.Context, off, n int64, whole func(at, k int64) error, patch func(block []byte, at, from, to int64)) error {
-	mask := f.block - 1
+// zero makes the range read as zeros; unmap lets the disk give its space back.
+func (b *blocks) zero(ctx context.Context, off, n int64, unmap bool) error {
 	end := off + n
-	part := func(from, to int64) error {
-		at := from &^ mask
-		block := make([]byte, f.block)
-		if err := f.disk.Read(ctx, block, at); err != nil {
+	if b.aligned(off, n) {
+		if !b.shared {
+			defer b.locks.share(off, n)()
+		}
+		return b.disk.WriteZeroes(ctx, off, n, unmap, false)
+	}
+	if b.shared {
+		return syscall.EINVAL
+	}
+	// The parts of blocks at both ends are written, what is between them is zeroed whole.
+	head := min((off+b.bs-1)&^(b.bs-1), end)
+	tail := max(end&^(b.bs-1), head)
+	if head > off {
+		if err := b.write(ctx, make([]byte, head-off), off); err != nil {
 			return err
 		}
-		patch(block, at, from, to)
-		return f.disk.Write(ctx, block, at, false)
 	}
-	if off&mask != 0 {
-		to := min(end, (off|mask)+1)
-		if err := part(off, to); err != nil {
+	if tail > head {
+		if err := b.zero(ctx, head, tail-head, unmap); err != nil {
 			return err
 		}
-		off = to
 	}
-	if mid := end &^ mask; mid > off {
-		if err := whole(off, mid-off); err != nil {
-			return err
-		}
-		off = mid
-	}
-	if off < end {
-		return part(off, end)
+	if end > tail {
+		return b.write(ctx, make([]byte, end-tail), tail)
 	}
 	return nil
 }
 
-// Modes of fallocate.
-const (
-	fallocKeepSize  = 0x01
-	fallocPunchHole = 0x02
-	fallocZeroRange = 0x10
-)
-
-func (h *diskHandle) allocate(ctx context.Context, off, n int64, mode uint32) error {
-	var unmap bool
-	switch mode {
-	case fallocPunchHole | fallocKeepSize:
-		unmap = true
-	case fallocZeroRange, fallocZeroRange | fallocKeepSize:
-	default:
-		return syscall.EOPNOTSUPP // in particular, space cannot be promised
-	}
-	switch {
-	case !h.writable:
-		return syscall.EBADF
-	case off >= h.size && mode != fallocZeroRange:
-		return nil // beyond the end there is nothing, and the size is to be kept
-	case mode == fallocZeroRange && n > h.size-off:
-		return syscall.ENOSPC
-	}
-	n = min(n, h.size-off)
-	return h.change(off, n, func() error {
-		return h.edges(ctx, off, n, func(at, k int64) error { return h.disk.WriteZeroes(ctx, at, k, unmap, false) },
-			func(block []byte, at, from, to int64) { clear(block[from-at : to-at]) })
-	})
-}
-
-func (h *diskHandle) seek(ctx context.Context, off int64, whence uint32) (int64, error) {
-	if _, err := seekDense(h.size, off, whence); err != nil {
-		return 0, err
-	}
-	at := off &^ (h.block - 1)
-	found := int64(-1)
-	err := h.disk.Extents(ctx, at, h.size-at, func(n int64, _, zero bool) bool {
-		if zero == (whence == seekHole) && at+n > off {
+// seek finds the first byte at or after off that is data (or, with hole, is in a hole). The end of the disk counts as a hole.
+func (b *blocks) seek(ctx context.Context, off int64, hole bool) (int64, error) {
+	start, _ := b.outer(off, 0)
+	at, found := start, int64(-1)
+	err := b.disk.Extents(ctx, start, b.size-start, func(n int64, _, zero bool) bool {
+		if zero == hole {
 			found = max(at, off)
 			return false
 		}
@@ -259,90 +167,8 @@ func (h *diskHandle) seek(ctx context.Context, off int64, whence uint32) (int64,
 		return 0, err
 	case found >= 0:
 		return found, nil
-	case whence == seekHole:
-		return h.size, nil
+	case hole:
+		return b.size, nil
 	}
 	return 0, syscall.ENXIO
-}
-
-// flush makes what was written durable when a handle that may write is closed, so that closing and unmounting needs no sync in between.
-func (h *diskHandle) flush(ctx context.Context) error {
-	if !h.writable {
-		return nil
-	}
-	return h.flushDirty(ctx)
-}
-
-// sync flushes always: a program that asks for it may know more than we do.
-func (h *diskHandle) sync(ctx context.Context) error { return h.flushDisk(ctx) }
-
-// release flushes for those who never called close, such as a loop device.
-func (h *diskHandle) release() {
-	if err := h.flush(h.ctx); err != nil {
-		h.failed("close", err)
-	}
-}
-
-// flushDirty flushes if there have been changes since the last flush.
-func (f *diskFile) flushDirty(ctx context.Context) error {
-	if f.writes.Load() == f.flushed.Load() {
-		return nil
-	}
-	return f.flushDisk(ctx)
-}
-
-func (f *diskFile) flushDisk(ctx context.Context) error {
-	covered := f.writes.Load()
-	if err := f.disk.Flush(ctx); err != nil {
-		return err
-	}
-	for {
-		old := f.flushed.Load()
-		if old >= covered || f.flushed.CompareAndSwap(old, covered) {
-			return nil
-		}
-	}
-}
-
-// rangeLocks lets at most one holder have any byte.
-type rangeLocks struct {
-	mu   sync.Mutex
-	cond sync.Cond
-	held []byteRange
-}
-
-type byteRange struct{ start, end int64 }
-
-func (l *rangeLocks) lock(start, end int64) byteRange {
-	r := byteRange{start, end}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for l.overlaps(r) {
-		l.cond.Wait()
-	}
-	l.held = append(l.held, r)
-	return r
-}
-
-func (l *rangeLocks) overlaps(r byteRange) bool {
-	for _, h := range l.held {
-		if r.start < h.end && h.start < r.end {
-			return true
-		}
-	}
-	return false
-}
-
-func (l *rangeLocks) unlock(r byteRange) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, h := range l.held {
-		if h == r {
-			last := len(l.held) - 1
-			l.held[i] = l.held[last]
-			l.held = l.held[:last]
-			break
-		}
-	}
-	l.cond.Broadcast()
 }
