@@ -410,6 +410,12 @@ func TestBrokenReplies(t *testing.T) {
 	if err := d.Read(bg, make([]byte, 512), 0); !errors.Is(err, ErrProtocol) {
 		t.Errorf("more data than fit: %v", err)
 	}
+	for _, srb := range []byte{2, 4, 6, 8, 10, 0x12, 0x7f} {
+		f.onSCSI = func([]byte) *scsiReply { return &scsiReply{srb: srb} }
+		if err := d.Write(bg, make([]byte, 512), 0, false); err == nil {
+			t.Errorf("a write that ended with SRB status %#x succeeded", srb)
+		}
+	}
 	f.onOp = func(op tunnel.OpCode) ntstatus.Status { return ntstatus.SVHDXVersionMismatch }
 	if _, err := d.DiskInfo(bg); !errors.Is(err, ntstatus.SVHDXVersionMismatch) {
 		t.Errorf("tunnel status: %v", err)

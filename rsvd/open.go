@@ -233,6 +233,9 @@ func (d *Disk) explain(ctx context.Context, create CreateFunc, err error) error 
 	switch {
 	case supErr != nil && ctx.Err() == nil && isRefusal(supErr):
 		return fmt.Errorf("open %s: %w (%v)", d.path, ErrNotSupported, s)
+	case supErr == nil && (s == ntstatus.ObjectNameNotFound || s == ntstatus.ObjectNameInvalid):
+		// The server knows shared disks, but where this file lies the suffix is just the name of a stream.
+		return fmt.Errorf("open %s: %w in this place (%v)", d.path, ErrNotSupported, s)
 	case supErr == nil && sup.Support == tunnel.SupportV1 && d.opts.Version == tunnel.Version2:
 		return fmt.Errorf("open %s: %w: the server only speaks version 1", d.path, err)
 	}

@@ -66,6 +66,12 @@ func TestOpenDiscovery(t *testing.T) {
 			}
 			return nil, nil
 		}, ErrNotSupported, 0, 3, 1},
+		{"RSVD, but not where the file lies", Options{}, nil, func(_ int, req *wire.CreateRequest) ([]wire.CreateContext, error) {
+			if shared(req) {
+				return nil, ntstatus.ObjectNameInvalid
+			}
+			return nil, nil
+		}, ErrNotSupported, 0, 3, 1},
 		{"no such file", Options{}, nil, func(int, *wire.CreateRequest) ([]wire.CreateContext, error) { return nil, ntstatus.ObjectNameNotFound }, fs.ErrNotExist, 0, 3, 0},
 		{"no such directory", Options{}, nil, func(int, *wire.CreateRequest) ([]wire.CreateContext, error) { return nil, ntstatus.ObjectPathNotFound }, fs.ErrNotExist, 0, 1, 0},
 		{"not allowed", Options{}, nil, func(int, *wire.CreateRequest) ([]wire.CreateContext, error) { return nil, ntstatus.AccessDenied }, fs.ErrPermission, 0, 1, 0},

@@ -66,7 +66,10 @@ func (d *Disk) exchange(ctx context.Context, c *call, out, in []byte) (int, erro
 	if err != nil {
 		return 0, malformed(tunnel.OpSCSI, err)
 	}
-	if rep.SCSIStatus != 0 || rep.SRBStatus != tunnel.SRBSuccess && rep.SRBStatus != tunnel.SRBPending && rep.SRBStatus != tunnel.SRBDataOverrun {
+	// An underrun of data-in shows in the number of bytes. Of data-out it would mean that not all was written. A status of 0 is what an example
+	// of the specification has for success.
+	good := rep.SRBStatus == tunnel.SRBSuccess || rep.SRBStatus == tunnel.SRBPending || rep.SRBStatus == tunnel.SRBDataOverrun && len(in) > 0
+	if rep.SCSIStatus != 0 || !good {
 		return 0, d.scsiError(c.cdb.Op(), rep.SCSIStatus, rep.SRBStatus, rep.Sense[:min(int(rep.SenseLength), len(rep.Sense))])
 	}
 	data := int(rep.DataTransferLength)
