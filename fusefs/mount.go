@@ -30,7 +30,7 @@ type Options struct {
 	ReadOnly   bool
 	AllowOther bool          // let other users see the files; the kernel checks the mode, so these are root's
 	Name       string        // shown as the source of the mount; "" means "vdbridge"
-	Info       func() []byte // makes the text of info.json; nil: there is no such file. Called whenever it is looked at.
+	Info       func() []byte // makes the text of info.json; nil: there is no such file. Called at the start, and whenever it is opened.
 	Ready      func()        // called once, when the files are there; may be nil
 	Logger     *slog.Logger  // nil is silent
 }
