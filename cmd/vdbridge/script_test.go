@@ -73,7 +73,16 @@ func TestScripts(t *testing.T) {
 			if !ok {
 				return false, fmt.Errorf("there is no condition %q", cond)
 			}
-			err := lab.Missing(strings.Split(tools, ",")...)
+			var names []string
+			var err error
+			for _, n := range strings.Split(tools, ",") {
+				if !strings.HasPrefix(n, "/") {
+					names = append(names, n)
+				} else if _, serr := os.Stat(n); serr != nil {
+					err = serr
+				}
+			}
+			err = errors.Join(err, lab.Missing(names...))
 			if err != nil && os.Getenv("VDBRIDGE_REQUIRE_TOOLS") == "1" {
 				return false, err
 			}
@@ -82,6 +91,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start":  start,
 			"stop":   stop,
+			"ended":  ended,
 			"code":   code,
 			"fake":   fake,
 			"poke":   poke,
@@ -131,6 +141,18 @@ func stop(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s: %v\n%s", args[0], err, b.p.Output())
 	}
 	ts.Logf("[%s]\n%s", args[0], b.p.Output())
+}
+
+// ended NAME: expects that it ends by itself, with exit code 0.
+func ended(ts *testscript.TestScript, neg bool, args []string) {
+	b := state(ts).running[args[0]]
+	delete(state(ts).running, args[0])
+	ctx, cancel := context.WithTimeout(context.Background(), scriptTimeout)
+	defer cancel()
+	if err := b.p.Wait(ctx); err != nil {
+		b.p.Kill()
+		ts.Fatalf("%s: %v\n%s", args[0], err, b.p.Output())
+	}
 }
 
 // logged NAME text: waits until the program in the background has printed text.
