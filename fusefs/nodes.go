@@ -77,6 +77,7 @@ func (d *diskNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut
 	out.Size = uint64(d.size)
 	out.Blocks = uint64(d.size) / 512
 	out.Blksize = reportedBlock
+	out.Nlink = 1
 	mtime := d.mounted
 	if w := d.written.Load(); w != 0 {
 		mtime = time.Unix(0, w)
@@ -216,6 +217,7 @@ var _ fs.FileReader = (*textHandle)(nil)
 
 func (t *textNode) Getattr(_ context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode = fuse.S_IFREG | 0o400
+	out.Nlink = 1
 	if h, ok := f.(*textHandle); ok {
 		out.Size = uint64(len(h.text))
 	} else {
