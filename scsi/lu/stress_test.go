@@ -229,7 +229,7 @@ func TestPreemptUnderLoad(t *testing.T) {
 }
 
 func preemptUnderLoad(t *testing.T, typ scsi.PRType) {
-	const people, writers, rounds = 5, 3, 150
+	const people, writers, rounds = 5, 3, 80
 	const area = 64 << 10 // of one initiator
 	d := lutest.New(people * area)
 	var out [people]atomic.Bool // shut out

@@ -20,6 +20,7 @@ type open struct {
 	d        *disk
 	nexus    *lu.Nexus // nil without an initiator
 	opts     uint32    // CreateOptions
+	isVHDSet bool      // by the extension of the name
 	mayRead  bool
 	mayWrite bool
 	stored   senseRing

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -311,7 +312,7 @@ func (s *Service) openContext(ctx context.Context, path string, reqCtx []byte, o
 	if err != nil {
 		return nil, nil, err
 	}
-	o := &open{s: s, d: d, opts: opts, mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
+	o := &open{s: s, d: d, opts: opts, isVHDSet: strings.EqualFold(filepath.Ext(path), ".vhds"), mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
 	if c.InitiatorID != (wire.GUID{}) {
 		o.nexus = d.lu.Attach(lu.InitiatorID(c.InitiatorID), !o.mayWrite)
 	}

@@ -126,6 +126,9 @@ func (o *open) diskInfo(h tunnel.RequestHeader, out []byte) (int, error) {
 	// Blocks of a VHDX file begin at multiples of 1 MiB, so its sectors are aligned.
 	r := tunnel.DiskInfoResponse{DiskType: tunnel.DiskTypeDynamic, DiskFormat: tunnel.DiskFormatVHDX, BlockSize: o.d.props.BlockSize,
 		IsMounted: true, Is4kAligned: true, FileSize: uint64(size), VirtualDiskID: o.d.props.ID}
+	if o.isVHDSet && o.s.cfg.Version >= tunnel.Version2 {
+		r.DiskFormat = tunnel.DiskFormatVHDSet
+	}
 	if o.d.props.Fixed {
 		r.DiskType, r.BlockSize = tunnel.DiskTypeFixed, 0
 	}

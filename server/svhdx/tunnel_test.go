@@ -102,6 +102,18 @@ func TestQueries(t *testing.T) {
 	if err := vhdx.CreateFile(t.Context(), fixed, vhdx.CreateOptions{Size: 4 << 20, Fixed: true, LogicalSector: 4096}); err != nil {
 		t.Fatal(err)
 	}
+	set := filepath.Join(filepath.Dir(path), "set.VHDS")
+	if err := os.Link(path, set); err != nil {
+		t.Fatal(err)
+	}
+	closeOnce(t, o)
+	for v, format := range map[uint32]uint32{1: tunnel.DiskFormatVHDX, 2: tunnel.DiskFormatVHDSet} {
+		o = mustOpen(t, service(t, Config{Version: v}), set, 1)
+		if _, b = call(t, o, tunnel.OpGetDiskInfo, nil); le.Uint32(b[4:]) != format {
+			t.Errorf("GET_DISK_INFO of a .vhds file, server version %d: % x", v, b)
+		}
+		closeOnce(t, o)
+	}
 	o = mustOpen(t, s, fixed, 1)
 	if _, b = call(t, o, tunnel.OpGetDiskInfo, nil); le.Uint32(b) != 2 || le.Uint32(b[8:]) != 0 {
 		t.Errorf("GET_DISK_INFO of a fixed disk: % x", b)
