@@ -610,15 +610,22 @@ func TestDiscWaitsForRequestsInFlight(t *testing.T) {
 func TestCloseAnswersESHUTDOWNAndDrains(t *testing.T) {
 	for _, style := range []replyStyle{styleSimple, styleStructured} {
 		d := ramdisk.New(1<<20, 512)
-		g := newGate(d, ramdisk.Write)
+		entered, release := make(chan bool), make(chan bool)
+		d.SetHook(func(_ context.Context, op ramdisk.Op, off, _ int64) error {
+			if op == ramdisk.Write && off == 0 {
+				entered <- true
+				<-release
+			}
+			return nil
+		})
 		ts := startServer(t, oneDisk(d))
 		idle := enter(t, ts, style)
 		idle.alive()
 		shaking := hello(t, ts)
 		r := enter(t, ts, style)
 		r.request(wireRequest{cmd: cmdWrite, cookie: 5, length: 4096}, pattern(4096, 9))
-		<-g.entered
-		half := r.requestBytes(wireRequest{cmd: cmdWrite, cookie: 6, length: 4096}, pattern(4096, 8))
+		<-entered
+		half := r.requestBytes(wireRequest{cmd: cmdWrite, cookie: 6, offset: 8192, length: 4096}, pattern(4096, 8))
 		r.send(half[:2000]) // Close comes in the middle of a payload
 		closed := make(chan error)
 		go func() { closed <- ts.shut() }()
@@ -631,7 +638,7 @@ func TestCloseAnswersESHUTDOWNAndDrains(t *testing.T) {
 		}
 		r.expect(nbdESHUTDOWN, wireRequest{cmd: cmdRead, cookie: 7, length: 512}, nil)
 		r.expect(nbdESHUTDOWN, wireRequest{cmd: cmdWrite, cookie: 8, length: 512}, make([]byte, 512))
-		g.release <- nil
+		release <- true
 		if a := r.answer(nil); a.cookie != 5 || a.errno != 0 {
 			t.Errorf("%+v", a)
 		}
