@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -141,20 +142,49 @@ func AcquireInitiator(stateDir string, loc Location, name string, share bool) (*
 	return i, nil
 }
 
-// KnownInitiators lists the names of the identities that the state directory has for the disk at loc.
-func KnownInitiators(stateDir string, loc Location) ([]string, error) {
+// KnownInitiator is an identity in the state directory.
+type KnownInitiator struct {
+	Name    string
+	Running bool // a process of this host is it now
+}
+
+// KnownInitiators lists the identities that the state directory has for the disk at loc.
+func KnownInitiators(stateDir string, loc Location) ([]KnownInitiator, error) {
 	files, err := filepath.Glob(filepath.Join(stateDir, "initiators", "*.json"))
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	if len(files) == 0 {
+		return nil, nil
+	}
+	// Held while locks are looked at, so that a process that starts just now does not take ours for an owner's.
+	mk, err := os.OpenFile(filepath.Join(stateDir, "initiators", ".make.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	defer mk.Close()
+	if err := flock(mk, syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("locking the state directory: %w", err)
+	}
+	var known []KnownInitiator
 	for _, f := range files {
 		st, err := readIdentity(f)
 		if err == nil && st.Disk == loc.key() && st.Machine == machineHash() {
-			names = append(names, st.Name)
+			known = append(known, KnownInitiator{st.Name, isLocked(strings.TrimSuffix(f, ".json") + ".lock")})
 		}
 	}
-	return names, nil
+	slices.SortFunc(known, func(a, b KnownInitiator) int { return strings.Compare(a.Name, b.Name) })
+	return known, nil
+}
+
+// isLocked says whether a process holds the lock of an identity.
+func isLocked(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(flock(f, syscall.LOCK_SH|syscall.LOCK_NB), syscall.EWOULDBLOCK)
 }
 
 func identityKey(loc Location, name string) string {

@@ -55,9 +55,14 @@ func TestInitiatorIsKept(t *testing.T) {
 		}
 		o.Release()
 	}
-	names, err := KnownInitiators(dir, loc)
-	if err != nil || len(names) != 2 {
-		t.Errorf("known: %q, %v", names, err)
+	c, err := AcquireInitiator(dir, loc, "nbd:x", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Release()
+	known, err := KnownInitiators(dir, loc)
+	if err != nil || len(known) != 2 || known[0] != (KnownInitiator{"mount:/x", false}) || known[1] != (KnownInitiator{"nbd:x", true}) {
+		t.Errorf("known: %+v, %v", known, err)
 	}
 }
 

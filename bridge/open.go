@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"vdbridge/client"
 	"vdbridge/rsvd"
@@ -136,8 +139,8 @@ func explainImage(loc Location, err error) error {
 	return explainOpen(loc, err)
 }
 
-// AttachmentFor settles which initiator a command acts for that changes reservations: the one named; or else the only one that this host has for the
-// disk. alone says that no running process is that initiator.
+// AttachmentFor settles which initiator a command acts for that changes reservations: the one named; or else the only one that runs on this
+// host for the disk; or else the only one known. alone says that no running process is that initiator.
 func AttachmentFor(loc Location, o *Options) (alone bool, err error) {
 	if o.InitiatorID != nil {
 		return false, nil
@@ -147,17 +150,24 @@ func AttachmentFor(loc Location, o *Options) (alone bool, err error) {
 		dir = DefaultStateDir()
 	}
 	if o.Attachment == "" {
-		names, err := KnownInitiators(dir, loc)
+		known, err := KnownInitiators(dir, loc)
 		if err != nil {
 			return false, err
 		}
-		switch len(names) {
+		if running := slices.DeleteFunc(slices.Clone(known), func(k KnownInitiator) bool { return !k.Running }); len(running) > 0 {
+			known = running
+		}
+		switch len(known) {
 		case 0:
 			o.Attachment = "pr"
 		case 1:
-			o.Attachment = names[0]
+			o.Attachment = known[0].Name
 		default:
-			return false, Usagef("this host has several initiators for %s: say which with --initiator NAME (%s)", loc, joinQuoted(names))
+			var names []string
+			for _, k := range known {
+				names = append(names, strconv.Quote(k.Name))
+			}
+			return false, Usagef("this host has several initiators for %s: say which with --initiator NAME (%s)", loc, strings.Join(names, ", "))
 		}
 	}
 	i, err := AcquireInitiator(dir, loc, o.Attachment, false)
@@ -171,15 +181,4 @@ func AttachmentFor(loc Location, o *Options) (alone bool, err error) {
 	}
 	i.Release()
 	return true, nil
-}
-
-func joinQuoted(names []string) string {
-	s := ""
-	for i, n := range names {
-		if i > 0 {
-			s += ", "
-		}
-		s += fmt.Sprintf("%q", n)
-	}
-	return s
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -51,6 +52,9 @@ func serve(c *cli.Context) error {
 	}
 	if o.Logger, err = logger(c, slog.LevelWarn); err != nil {
 		return err
+	}
+	if strings.HasPrefix(c.String("listen"), "unix:") {
+		return usage("SMB is served on TCP; give --listen HOST:PORT")
 	}
 	srv, err := bridge.NewFileServer(o)
 	if err != nil {
