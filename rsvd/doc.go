@@ -8,7 +8,7 @@
 //
 // Sectors travel as SMB2 READ and WRITE on the shared open (IOSMB), or as READ(16) and WRITE(16) CDBs in the tunnel (IOSCSI). Both
 // reach the same logical unit and the same reservations. IOAuto takes SMB2, as Windows does: it spares 104 bytes and a second parse per
-// request and can go by RDMA; if the server refuses it, the tunnel is used.
+// request, and on reads as many zero bytes as are to be read, which a data-in request of the tunnel carries; and it can go by RDMA; if the server refuses it, the tunnel is used.
 // UNMAP, WRITE SAME, COMPARE AND WRITE, GET LBA STATUS and writes with FUA go through the tunnel in either case.
 //
 // # What makes data durable

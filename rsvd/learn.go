@@ -11,7 +11,6 @@ import (
 
 // capabilities is what the logical unit says it can do, found out once at open.
 type capabilities struct {
-	learnt     bool
 	fua        bool // WRITE(16) honours FUA
 	unmap      bool
 	maxUnmap   uint32 // blocks of one UNMAP
@@ -34,7 +33,7 @@ func (d *Disk) learn(ctx context.Context) error {
 	c := capabilities{maxUnmap: defaultMaxUnmap, maxSame: defaultMaxSame, zeroSector: make([]byte, d.sectorSize)}
 	buf := make([]byte, 256)
 
-	// READ CAPACITY(16) also settles unit attentions that wait for a new initiator, and whether data-in requests need padding.
+	// READ CAPACITY(16) also settles unit attentions that wait for a new initiator.
 	n, err := d.command(ctx, scsi.ReadCapacity16(32), nil, buf[:32], false)
 	switch {
 	case err == nil:
@@ -79,7 +78,6 @@ func (d *Disk) learn(ctx context.Context) error {
 	case !canDoWithout(err):
 		return err
 	}
-	c.learnt = true
 	d.caps = c
 	if d.opts.IO == IOAuto {
 		return d.choosePath(ctx, buf)
