@@ -13,7 +13,7 @@
 //
 // PERSISTENT RESERVE OUT commands run one at a time. Each changes access rights in three steps: rights are withdrawn from those who lose
 // them; the commands in flight of those initiators are waited for (and of those whose commands are aborted: what has not begun its
-// I/O fails with TASK ABORTED); only then are new rights given out and the command returns. Hence no write of an initiator lands after
+// I/O fails with TASK ABORTED); only then are new rights given out, is the new state reported to anybody, and does the command return. Hence no write of an initiator lands after
 // a PERSISTENT RESERVE OUT that forbade it has returned, and none lands after the first write of a new exclusive holder.
 //
 // Lock order: change token of reservations, LU.mu, initiator.mu. A work buffer, then locks of block ranges, are taken with none of these

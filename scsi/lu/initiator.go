@@ -1,7 +1,6 @@
 package lu
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 
@@ -80,32 +79,20 @@ func (i *initiator) leave(t ticket) {
 // aborted says whether the command's initiator has lost its commands since it was admitted.
 func (i *initiator) aborted(t ticket) bool { return i.aborts.Load() != t.aborts }
 
-// drain waits until every command that is in flight now has ended. Only the owner of the change token may call it.
-func (i *initiator) drain(ctx context.Context) error {
-	if err := i.waitOlder(ctx); err != nil { // left over if an earlier drain was given up
-		return err
-	}
+// drain waits until every command that is in flight now has ended. Only the owner of the change token may call it, so the older generation
+// is empty when it begins.
+func (i *initiator) drain() {
 	i.mu.Lock()
+	older := i.generation
 	i.generation ^= 1
-	i.mu.Unlock()
-	return i.waitOlder(ctx)
-}
-
-func (i *initiator) waitOlder(ctx context.Context) error {
-	i.mu.Lock()
-	if i.inflight[i.generation^1] == 0 {
+	if i.inflight[older] == 0 {
 		i.mu.Unlock()
-		return nil
+		return
 	}
 	ch := make(chan struct{})
 	i.drained = ch
 	i.mu.Unlock()
-	select {
-	case <-ch:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	<-ch
 }
 
 // attend queues a unit attention unless the same one waits already. Called with i.mu held.

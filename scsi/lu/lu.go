@@ -57,7 +57,8 @@ type LU struct {
 	change chan struct{} // capacity 1: the token of who changes reservations
 
 	mu         sync.Mutex
-	pr         *prState // never changed in place
+	pr         *prState // in force for who loses rights by it; written with the change token only
+	shown      *prState // in force for all, and reported: pr, but while a change waits for commands the one before
 	initiators map[InitiatorID]*initiator
 }
 
@@ -82,6 +83,7 @@ func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 		l.log = slog.New(slog.DiscardHandler)
 	}
 	l.bufs.New = func() any { b := make([]byte, bufferSize); return &b }
+	l.shown = l.pr
 	if o.State != nil {
 		s, err := o.State.Load(ctx)
 		if err != nil {
@@ -91,6 +93,7 @@ func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 			if l.pr, err = s.restore(); err != nil {
 				return nil, fmt.Errorf("load persistent reservations: %w", err)
 			}
+			l.shown = l.pr
 			for _, r := range l.pr.regs {
 				i := l.initiator(r.id)
 				i.attend(scsi.CodePowerOn)
@@ -104,7 +107,7 @@ func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 func (l *LU) initiator(id InitiatorID) *initiator {
 	i := l.initiators[id]
 	if i == nil {
-		i = &initiator{id: id, rights: l.pr.rights(id)}
+		i = &initiator{id: id, rights: l.pr.rights(id) & l.shown.rights(id)}
 		l.initiators[id] = i
 	}
 	return i
@@ -149,16 +152,13 @@ func (l *LU) detach(i *initiator) {
 		c.next.generation++
 		c.unregister(i.id)
 		l.log.Info("registration dropped: the initiator closed its last open", "initiator", i.id)
-		// Nobody loses rights that has a command in flight: what is dropped can only widen the rights of others.
 		if err := l.apply(context.Background(), c); err != nil {
 			l.log.Error("drop registration", "initiator", i.id, "err", err)
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i.refs == 0 && l.pr.find(i.id) < 0 && l.initiators[i.id] == i {
-		delete(l.initiators, i.id)
-	}
+	l.forget(i)
 }
 
 // Initiator returns whom the nexus belongs to.

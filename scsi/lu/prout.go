@@ -2,7 +2,6 @@ package lu
 
 import (
 	"context"
-	"errors"
 
 	"vdbridge/scsi"
 )
@@ -233,7 +232,7 @@ func (n *Nexus) registerAndMove(ctx context.Context, out []byte) Result {
 func (n *Nexus) finish(ctx context.Context, action scsi.PROutAction, c *prChange) Result {
 	if err := n.lu.apply(ctx, c); err != nil {
 		n.lu.log.Error("change of reservations failed", "action", action.String(), "initiator", n.i.id, "err", err)
-		if errors.Is(err, ctx.Err()) && ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return cancelled(err)
 		}
 		r := fail(scsi.NewSense(scsi.HardwareError, scsi.CodeInternalTargetFailure))
@@ -252,7 +251,7 @@ func (n *Nexus) reserveIn(cdb, in []byte) Result {
 		return malformedCDB()
 	}
 	n.lu.mu.Lock()
-	st := n.lu.pr
+	st := n.lu.shown
 	n.lu.mu.Unlock()
 	var b []byte
 	switch c.Action {

@@ -135,7 +135,9 @@ func (c *prChange) remove(gone func(r registration) bool) (n int) {
 	return n
 }
 
-// apply makes a change happen: durable first where that is promised, then withdraw, wait, give. The caller has the change token.
+// apply makes a change happen: durable first where that is promised, then withdraw, wait, give. The caller has the change token. Only
+// the saving can fail, and then nothing has changed; ctx is for that alone. The wait is not given up with the caller: a change that were half
+// made could be taken for a whole one by whoever reads the reservation afterwards.
 func (l *LU) apply(ctx context.Context, c *prChange) error {
 	if l.opt.State != nil && (c.next.aptpl || c.old.aptpl) {
 		var s *State
@@ -146,16 +148,10 @@ func (l *LU) apply(ctx context.Context, c *prChange) error {
 			return fmt.Errorf("save persistent reservations: %w", err)
 		}
 	}
+	var wait []*initiator
 	l.mu.Lock()
 	l.pr = c.next
-	all := make([]*initiator, 0, len(l.initiators))
 	for _, i := range l.initiators {
-		all = append(all, i)
-	}
-	l.mu.Unlock()
-
-	var wait []*initiator
-	for _, i := range all {
 		aborted := slices.Contains(c.aborts, i.id)
 		i.mu.Lock()
 		kept := i.rights & c.next.rights(i.id)
@@ -173,30 +169,26 @@ func (l *LU) apply(ctx context.Context, c *prChange) error {
 		}
 		i.mu.Unlock()
 	}
-	var err error
+	l.mu.Unlock()
 	for _, i := range wait {
-		if e := i.drain(ctx); e != nil && err == nil {
-			err = fmt.Errorf("wait for the commands of %v: %w", i.id, e)
-		}
+		i.drain()
 	}
-	// Given out even if the wait was given up: the state has changed, and nobody may be left with less than it says.
-	for _, i := range all {
-		i.mu.Lock()
-		i.rights = c.next.rights(i.id)
-		i.mu.Unlock()
-	}
-	l.forget(all)
-	return err
-}
-
-// forget drops the records of initiators that have neither a nexus nor a registration.
-func (l *LU) forget(all []*initiator) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, i := range all {
-		if i.refs == 0 && l.pr.find(i.id) < 0 && l.initiators[i.id] == i {
-			delete(l.initiators, i.id)
-		}
+	l.shown = c.next
+	for id, i := range l.initiators {
+		i.mu.Lock()
+		i.rights = c.next.rights(id)
+		i.mu.Unlock()
+		l.forget(i)
+	}
+	return nil
+}
+
+// forget drops the record of an initiator that has neither a nexus nor a registration. Called with l.mu held.
+func (l *LU) forget(i *initiator) {
+	if i.refs == 0 && l.pr.find(i.id) < 0 && l.initiators[i.id] == i {
+		delete(l.initiators, i.id)
 	}
 }
 

@@ -185,38 +185,55 @@ func TestReserveOutWaitsForWrites(t *testing.T) {
 	}
 }
 
-// A PERSISTENT RESERVE OUT whose caller gives up is not a success, and the next one waits in its stead.
-func TestReserveOutCancelled(t *testing.T) {
+// A PERSISTENT RESERVE OUT whose caller goes away still waits. Until it is done nobody sees its result: not in the reservation that is reported, not in new
+// rights, not even an initiator that comes in the midst of it.
+func TestReserveOutAbandoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, arrived, let := gated(1 << 20)
 		l := newLU(t, d, Options{})
 		a, b := l.Attach(idA, false), l.Attach(idB, false)
+		reserveOK(t, a, scsi.PRRegister, 0, 0, 0xA)
 		reserveOK(t, b, scsi.PRRegister, 0, 0, 0xB)
+		reserveOK(t, a, scsi.PRReserve, scsi.ExclusiveAccess, 0xA, 0)
 		done := make(chan error, 1)
 		go func() { done <- a.Write(context.Background(), make([]byte, 512), 0, false) }()
 		<-arrived
 		ctx, cancel := context.WithCancel(context.Background())
-		cdb, list := prOut(scsi.PRReserve, scsi.WriteExclusive, 0xB, 0)
-		go func() { synctest.Wait(); cancel() }()
-		if r := b.Execute(ctx, cdb.Bytes(), list, nil); r.Status != scsi.CheckCondition || !errors.Is(r.Err, context.Canceled) {
-			t.Errorf("cancelled: %v %v", r.Status, r.Err)
-		}
-		// The state has changed; a change that needs the same drain waits for the old write too.
+		cdb, list := prOut(scsi.PRPreempt, scsi.WriteExclusive, 0xB, 0xA)
 		var returned atomic.Bool
 		go func() {
-			reserveOK(t, b, scsi.PRRelease, scsi.WriteExclusive, 0xB, 0)
-			reserveOK(t, b, scsi.PRReserve, scsi.ExclusiveAccess, 0xB, 0)
+			if r := b.Execute(ctx, cdb.Bytes(), list, nil); r.Status != scsi.Good {
+				t.Errorf("%v %v", r.Status, r.Sense)
+			}
 			returned.Store(true)
 		}()
 		synctest.Wait()
-		if returned.Load() {
-			t.Error("the second change did not wait")
+		cancel()
+		synctest.Wait()
+		b2, c := l.Attach(idB, false), l.Attach(idC, false)
+		r, err := scsi.ParsePRReservation(mustGood(t, b2, scsi.PersistentReserveIn(scsi.PRReadReservation, 64)))
+		if err != nil || returned.Load() || r.Key != 0xA || r.Type != scsi.ExclusiveAccess {
+			t.Errorf("while a write of the old holder is under way: %+v, returned %v", r, returned.Load())
+		}
+		for _, n := range []*Nexus{b, b2, c} {
+			mustFail(t, n, scsi.ReservationConflict, 0, 0, scsi.Read16(0, 1, false))
+			mustFail(t, n, scsi.ReservationConflict, 0, 0, scsi.Write16(8, 1, false), make([]byte, 512)...)
+		}
+		// The next change waits for its turn, and may give up.
+		short, stop := context.WithCancel(context.Background())
+		stop()
+		if r := b2.Execute(short, cdb.Bytes(), list, nil); r.Sense.Key != scsi.AbortedCommand {
+			t.Errorf("a second change: %v %v", r.Status, r.Sense)
 		}
 		close(let)
 		synctest.Wait()
 		if !returned.Load() || <-done != nil {
 			t.Error("does not end")
 		}
+		mustGood(t, c, scsi.Read16(0, 1, false)) // came in the midst of it, and has its rights now
+		mustGood(t, b2, scsi.Write16(8, 1, false), make([]byte, 512)...)
+		wantAttention(t, a, scsi.CodeRegistrationsPreempted)
+		mustFail(t, a, scsi.ReservationConflict, 0, 0, scsi.Write16(8, 1, false), make([]byte, 512)...)
 	})
 }
 
