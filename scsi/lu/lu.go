@@ -11,7 +11,8 @@ import (
 	"vdbridge/scsi"
 )
 
-// Disk is what a logical unit stands on. Its calls may overlap; offsets and lengths are multiples of the logical block size.
+// Disk is what a logical unit stands on. Its calls may overlap; offsets and lengths are multiples of the logical block size. A call that has
+// returned, be it with an error or because its context has ended, changes nothing any more: fencing rests on that.
 type Disk interface {
 	Read(ctx context.Context, p []byte, off int64) error
 	Write(ctx context.Context, p []byte, off int64, fua bool) error
