@@ -25,6 +25,9 @@ type SenderOptions struct {
 
 const defaultMaxQueued = 4 << 20
 
+// gatherBelow is the length in bytes of a message that is worth waiting for others to be written together with.
+const gatherBelow = 16 << 10
+
 // Sender lets any number of goroutines write messages to one Conn, in the order in which they are sent. Whoever finds it idle writes what
 // has queued up until then, all in one system call, but never waits for the peer: when the network does not take everything at
 // once, or when more has queued up meanwhile, a goroutine of the Sender carries on. (A Conn that is no TryWriter is written by that goroutine alone.)
@@ -82,8 +85,13 @@ type drain struct {
 	ch   chan struct{}
 }
 
-// reset empties the batch and keeps its memory.
+// reset empties the batch and keeps its memory, unless it is out of all proportion.
 func (b *batch) reset() {
+	const most = 4096
+	if cap(b.msgs) > most {
+		*b = batch{}
+		return
+	}
 	clear(b.msgs)
 	clear(b.releases)
 	b.msgs, b.releases, b.bytes = b.msgs[:0], b.releases[:0], 0
@@ -221,7 +229,7 @@ func (s *Sender) flush() {
 		s.kick <- struct{}{}
 		return
 	}
-	if len(s.queue.msgs) == 1 {
+	if len(s.queue.msgs) == 1 && s.queue.bytes < gatherBelow {
 		s.gatherMore()
 	}
 	s.take()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -147,6 +148,7 @@ func TestSenderFull(t *testing.T) {
 					close(blocked)
 					return
 				}
+				runtime.Gosched()
 			}
 		}()
 		<-blocked
@@ -158,6 +160,36 @@ func TestSenderFull(t *testing.T) {
 		}
 	})
 }
+
+// TestManySmall writes far more small messages in one go than are copied together.
+func TestManySmall(t *testing.T) {
+	pairs(t, Options{}, func(t testing.TB, kind string, a, b Conn) {
+		var msgs []Message
+		for i := range 20000 {
+			msgs = append(msgs, Message{binary.BigEndian.AppendUint32(make([]byte, 60), uint32(i)), make([]byte, i%100)})
+		}
+		done := make(chan error, 1)
+		go func() { done <- a.WriteMessages(msgs) }()
+		for i := range msgs {
+			n, err := b.NextMessage()
+			if err != nil || n != 64+i%100 {
+				t.Fatalf("%s: message %d: %d, %v", kind, i, n, err)
+			}
+			p, err := b.Peek(64)
+			if err != nil || binary.BigEndian.Uint32(p[60:]) != uint32(i) {
+				t.Fatalf("%s: message %d: % x, %v", kind, i, p, err)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if c, ok := a.(interface{ kept() int }); ok && c.kept() > 2*maxCopied {
+			t.Errorf("%s: %d bytes are kept", kind, c.kept())
+		}
+	})
+}
+
+func (c *tcpConn) kept() int { return cap(c.scratch) }
 
 // TestSenderError breaks the connection: OnError is called once, all buffers come back, later sends fail with the first error.
 func TestSenderError(t *testing.T) {

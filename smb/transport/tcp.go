@@ -29,6 +29,8 @@ const (
 	afterLarge = 88
 	// copyBelow is the length under which a segment is copied to its neighbours rather than given an iovec of its own.
 	copyBelow = 1024
+	// maxCopied bounds in bytes what is copied so in one write, and with it what a connection keeps for it.
+	maxCopied = 256 << 10
 )
 
 // Options tune a connection. The zero value is right for nearly everyone.
@@ -292,12 +294,12 @@ func sending(err error) error   { return fmt.Errorf("send SMB message: %w", err)
 
 // gather fills c.vec with everything that is to be written: prefixes, and segments.
 func (c *tcpConn) gather(msgs []Message) error {
-	need := 0
-	for _, m := range msgs {
+	need, copied := 0, len(msgs) // bytes in scratch; messages whose small segments are copied
+	for i, m := range msgs {
 		n := 0
 		for _, s := range m {
 			n += len(s)
-			if len(s) < copyBelow {
+			if len(s) < copyBelow && i < copied {
 				need += len(s)
 			}
 		}
@@ -305,19 +307,25 @@ func (c *tcpConn) gather(msgs []Message) error {
 			return fmt.Errorf("%w: %d bytes, the framing allows %d", ErrTooLarge, n, MaxFrame)
 		}
 		need += prefixSize
+		if need > maxCopied && i < copied {
+			copied = i + 1
+		}
 	}
 	if cap(c.scratch) < need {
 		c.scratch = make([]byte, 0, max(need+need/2, 4096))
 	}
 	scratch, vec := c.scratch[:0], c.vec[:0]
 	begin := 0 // of the bytes in scratch that are not in vec yet
-	for _, m := range msgs {
+	for i, m := range msgs {
 		if c.tap != nil {
 			c.tap.Sent(m)
 		}
 		scratch = binary.BigEndian.AppendUint32(scratch, uint32(m.Len()))
 		for _, s := range m {
-			if len(s) < copyBelow {
+			if len(s) == 0 {
+				continue
+			}
+			if len(s) < copyBelow && i < copied {
 				scratch = append(scratch, s...)
 				continue
 			}
