@@ -10,6 +10,7 @@ import (
 
 	"vdbridge/client"
 	"vdbridge/rsvd"
+	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
 	"vdbridge/vhdx"
 )
@@ -72,6 +73,10 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 		return nil, &Error{ClassUnsupported, fmt.Sprintf("%s does not offer shared virtual disks (MS-RSVD) for %s: use --mode file to open it for this host alone", r.loc.Host, r.loc), err}
 	case errors.Is(err, rsvd.ErrWrongFileType):
 		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image that the server can share: it is of another kind, a differencing image, or damaged ('vdbridge check' says which)", r.loc), err}
+	case err != nil && Classify(err) == ClassCorrupt:
+		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is damaged, the server says (%v): 'vdbridge check' lists what is wrong; restore it from a copy", r.loc, statusText(err)), err}
+	case err != nil && Classify(err) == ClassUnsupported:
+		return nil, &Error{ClassUnsupported, fmt.Sprintf("the server cannot share %s (%v): it may be of a kind that it does not know, such as a differencing image; 'vdbridge check' says what it is", r.loc, statusText(err)), err}
 	case err != nil:
 		return nil, explainOpen(r.loc, err)
 	}
@@ -181,4 +186,12 @@ func AttachmentFor(loc Location, o *Options) (alone bool, err error) {
 	}
 	i.Release()
 	return true, nil
+}
+
+// statusText is the status inside err, for sentences that say the rest themselves.
+func statusText(err error) string {
+	if s, ok := ntstatus.Of(err); ok {
+		return s.String()
+	}
+	return rootCause(err).Error()
 }

@@ -92,6 +92,8 @@ func TestScripts(t *testing.T) {
 			"start":  start,
 			"stop":   stop,
 			"ended":  ended,
+			"killed": killed,
+			"failed": failed,
 			"code":   code,
 			"fake":   fake,
 			"poke":   poke,
@@ -141,6 +143,25 @@ func stop(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s: %v\n%s", args[0], err, b.p.Output())
 	}
 	ts.Logf("[%s]\n%s", args[0], b.p.Output())
+}
+
+// killed NAME: ends it as a crash would.
+func killed(ts *testscript.TestScript, neg bool, args []string) {
+	b := state(ts).running[args[0]]
+	delete(state(ts).running, args[0])
+	b.p.Kill()
+}
+
+// failed N NAME: asks it to end and expects exit code N.
+func failed(ts *testscript.TestScript, neg bool, args []string) {
+	b := state(ts).running[args[1]]
+	delete(state(ts).running, args[1])
+	err := b.p.Stop(scriptTimeout)
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) || strconv.Itoa(ee.ExitCode()) != args[0] {
+		ts.Fatalf("%s: %v, want exit code %s\n%s", args[1], err, args[0], b.p.Output())
+	}
+	ts.Logf("[%s]\n%s", args[1], b.p.Output())
 }
 
 // ended NAME: expects that it ends by itself, with exit code 0.
