@@ -252,6 +252,9 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 		if sh.cfg.ReadOnly {
 			return ntstatus.AccessDenied
 		}
+		if a.Options&wire.OptDeleteOnClose != 0 && a.FileAttributes&fscc.AttrReadonly != 0 {
+			return ntstatus.CannotDelete
+		}
 		if fd, st = r.makeNew(a, o); st != ntstatus.Success {
 			return st
 		}
@@ -269,7 +272,7 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 		return st
 	}
 	if a.Options&wire.OptDeleteOnClose != 0 {
-		if m.attr&fscc.AttrReadonly != 0 && !o.created || o.rel == "" {
+		if m.attr&fscc.AttrReadonly != 0 || o.rel == "" {
 			return ntstatus.CannotDelete
 		}
 	}
@@ -445,7 +448,11 @@ func (r *request) makeNew(a *createArgs, o *open) (int, ntstatus.Status) {
 
 // setNewAttrs stores the attributes of a new file, as far as they differ from what is there without storing.
 func (sh *share) setNewAttrs(fd int, attr, plain uint32) {
-	if attr&storedAttrs != plain&storedAttrs {
+	keep := uint32(storedAttrs)
+	if plain&fscc.AttrDirectory != 0 {
+		keep |= fscc.AttrReadonly
+	}
+	if attr&keep != plain&keep {
 		_ = sh.writeXattr(fd, stored{attr: attr})
 	}
 	if attr&fscc.AttrReadonly != 0 && plain&fscc.AttrDirectory == 0 {
@@ -506,6 +513,11 @@ func (r *request) overwrite(a *createArgs, o *open, m *meta) ntstatus.Status {
 		return statusOf(err)
 	}
 	sh := r.tree.share
+	if a.FileAttributes&fscc.AttrReadonly != 0 {
+		if err := sh.setReadonly(o.fd, true); err != nil {
+			return statusOf(err)
+		}
+	}
 	if m.attr&storedAttrs != (a.FileAttributes|fscc.AttrArchive)&storedAttrs {
 		_ = sh.writeXattr(o.fd, stored{attr: a.FileAttributes | fscc.AttrArchive, creation: m.kept.creation})
 	}

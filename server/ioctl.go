@@ -95,7 +95,13 @@ func (r *request) fileIoctl(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	case wire.FsctlCreateOrGetObjectID:
 		return r.objectID(o, req)
 	case fsctlSetCompression:
-		return ntstatus.NotSupported
+		switch {
+		case len(req.Input) < 2:
+			return ntstatus.InvalidParameter
+		case le.Uint16(req.Input) != 0:
+			return ntstatus.NotSupported
+		}
+		return r.noOutput(req) // none is what there is
 	case fsctlGetCompression:
 		if req.MaxOutputResponse < 2 {
 			return ntstatus.BufferTooSmall

@@ -113,6 +113,9 @@ func (sh *share) readXattr(dir int, name string, m *meta) {
 		return
 	}
 	m.kept = parseStored(&buf)
+	if m.isDir() {
+		m.attr |= m.kept.attr & fscc.AttrReadonly // of files it is in the permissions
+	}
 	m.attr = m.attr&^storedAttrs | m.kept.attr&(storedAttrs|fscc.AttrSparse)
 	if m.kept.creation != 0 {
 		m.creation = m.kept.creation
@@ -129,7 +132,7 @@ func parseStored(buf *[storedSize]byte) stored {
 // writeXattr stores attributes and times.
 func (sh *share) writeXattr(fd int, s stored) error {
 	var buf [storedSize]byte
-	le.PutUint32(buf[:], s.attr&(storedAttrs|fscc.AttrSparse))
+	le.PutUint32(buf[:], s.attr&(storedAttrs|fscc.AttrSparse|fscc.AttrReadonly))
 	le.PutUint64(buf[4:], s.creation)
 	le.PutUint64(buf[12:], s.change)
 	le.PutUint64(buf[20:], s.when)

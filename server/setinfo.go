@@ -176,7 +176,7 @@ func (r *request) setBasic(o *open, b []byte) ntstatus.Status {
 	set := func(t uint64) bool { return t != 0 && t != fscc.TimeFreeze && t != fscc.TimeThaw }
 	attr := m.attr
 	if info.Attributes != 0 {
-		attr = info.Attributes&storedAttrs | m.attr&fscc.AttrSparse
+		attr = info.Attributes&(storedAttrs|fscc.AttrReadonly) | m.attr&fscc.AttrSparse
 	}
 	if ro := info.Attributes&fscc.AttrReadonly != 0; info.Attributes != 0 && !o.dir && ro != (m.attr&fscc.AttrReadonly != 0) {
 		if err := sh.setReadonly(o.fd, ro); err != nil {
@@ -218,7 +218,8 @@ func (r *request) setBasic(o *open, b []byte) ntstatus.Status {
 	case set(info.LastWriteTime) && kept.change != 0 && kept.when == m.lastWrite:
 		kept.when = info.LastWriteTime // the change time that was set stays
 	}
-	if kept.attr&storedAttrs != m.attr&storedAttrs || kept.creation != m.kept.creation || kept.change != m.kept.change || kept.when != m.kept.when {
+	const all = storedAttrs | fscc.AttrReadonly
+	if kept.attr&all != m.attr&all || kept.creation != m.kept.creation || kept.change != m.kept.change || kept.when != m.kept.when {
 		if err := sh.writeXattr(o.fd, kept); err != nil {
 			return statusOf(err)
 		}
@@ -296,7 +297,7 @@ func (r *request) setDelete(o *open, remove, posix, ignoreReadonly bool) ntstatu
 		if err := r.tree.share.statAt(o.fd, "", &m); err != nil {
 			return statusOf(err)
 		}
-		if m.attr&fscc.AttrReadonly != 0 && !ignoreReadonly || o.currentRel() == "" {
+		if m.attr&fscc.AttrReadonly != 0 && !ignoreReadonly && !o.dir || o.currentRel() == "" {
 			return ntstatus.CannotDelete
 		}
 		if o.dir {
