@@ -179,6 +179,9 @@ func TestManySmall(t *testing.T) {
 			if err != nil || binary.BigEndian.Uint32(p[60:]) != uint32(i) {
 				t.Fatalf("%s: message %d: % x, %v", kind, i, p, err)
 			}
+			if err := b.ReadFull(make([]byte, n)); err != nil {
+				t.Fatalf("%s: message %d: %v", kind, i, err)
+			}
 		}
 		if err := <-done; err != nil {
 			t.Errorf("%s: %v", kind, err)
