@@ -362,6 +362,42 @@ func TestReservationConflictIsSeen(t *testing.T) {
 	e.judge(t)
 }
 
+// A disk that somebody else has reserved can be opened: to ask, to register, to wait.
+func TestOpenReservedDisk(t *testing.T) {
+	leak.Check(t)
+	for _, version := range []uint32{1, 2} {
+		e := embed(t, ServeOptions{RSVDVersion: version})
+		a := e.open(t, nil)
+		ctx := context.Background()
+		if err := errors.Join(a.RSVD().RegisterIgnore(ctx, 1, false), a.RSVD().Reserve(ctx, 1, scsi.ExclusiveAccessRegistrantsOnly)); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []rsvd.IO{rsvd.IOAuto, rsvd.IOSMB, rsvd.IOSCSI} {
+			b := e.open(t, func(o *Options) { o.IO = path })
+			if err := b.Read(ctx, make([]byte, 512), 0); !errors.Is(err, syscall.EBADE) {
+				t.Errorf("%v: read: %v", path, err)
+			}
+			if err := b.RSVD().RegisterIgnore(ctx, 2, false); err != nil {
+				t.Errorf("%v: register: %v", path, err)
+			}
+			if err := errors.Join(b.Read(ctx, make([]byte, 512), 0), b.Write(ctx, make([]byte, 512), 0, true), b.Flush(ctx)); err != nil {
+				t.Errorf("%v: as a registrant: %v", path, err)
+			}
+			st, err := b.RSVD().ReadFullStatus(ctx)
+			if err != nil || len(st.Registrations) != 2 {
+				t.Errorf("%v: %+v, %v", path, st, err)
+			}
+			closeDisk(t, b)
+		}
+		k, err := a.RSVD().ReadKeys(ctx)
+		if err != nil || len(k.Keys) != 1 {
+			t.Errorf("after the others have closed: %+v, %v", k, err)
+		}
+		closeDisk(t, a)
+		e.stop()
+	}
+}
+
 // Many goroutines, two initiators, both data paths: every block holds what its last writer wrote.
 func TestManyWriters(t *testing.T) {
 	leak.Check(t)

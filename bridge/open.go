@@ -41,7 +41,11 @@ func Open(ctx context.Context, loc Location, o Options) (_ *Disk, err error) {
 		if o.Mode == ModeRSVD || !errors.Is(err, rsvd.ErrNotSupported) {
 			return nil, err
 		}
-		o.logger().Info("the server has no shared disks; the image file is opened for this host alone", "disk", loc.String(), "reason", err)
+		d, ierr := r.openImage(ctx, o)
+		if ierr == nil {
+			o.logger().Warn("the server has no shared disks, so the image file is open for this host alone", "disk", loc.String(), "reason", errors.Unwrap(err))
+		}
+		return d, ierr
 	}
 	return r.openImage(ctx, o)
 }
