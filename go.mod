@@ -3,6 +3,7 @@ module vdbridge
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.1.0 // indirect
 	github.com/cpuguy83/go-md2man/v2 v2.0.7 // indirect
 	github.com/hanwen/go-fuse/v2 v2.12.1 // indirect
 	github.com/pojntfx/go-nbd v0.3.2 // indirect
