@@ -58,7 +58,7 @@ func pair(t testing.TB, kind string) (a, b net.Conn) {
 
 // TestSenderOrder sends from many goroutines and sees that each goroutine's messages arrive whole and in its order.
 func TestSenderOrder(t *testing.T) {
-	const senders, each = 8, 300
+	const senders, each = 8, 120
 	pairs(t, Options{}, func(t testing.TB, kind string, a, b Conn) {
 		s := NewSender(a, SenderOptions{MaxQueued: 64 << 10, OnError: func(err error) { t.Errorf("%s: %v", kind, err) }})
 		var released countRelease
@@ -165,7 +165,7 @@ func TestSenderFull(t *testing.T) {
 func TestManySmall(t *testing.T) {
 	pairs(t, Options{}, func(t testing.TB, kind string, a, b Conn) {
 		var msgs []Message
-		for i := range 20000 {
+		for i := range 6000 {
 			msgs = append(msgs, Message{binary.BigEndian.AppendUint32(make([]byte, 60), uint32(i)), make([]byte, i%100)})
 		}
 		done := make(chan error, 1)
