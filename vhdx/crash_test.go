@@ -197,6 +197,7 @@ type workload struct {
 	rng    *rand.Rand
 	blocks []int64 // that it works on
 	value  func() uint64
+	rare   int
 }
 
 func (w *workload) run(ctx context.Context, steps int) error {
@@ -208,13 +209,16 @@ func (w *workload) run(ctx context.Context, steps int) error {
 		align := func(v int64) int64 { return v / w.h.sector * w.h.sector }
 		off := align(w.rng.Int64N(size))
 		n := min(max(w.h.sector, align(w.rng.Int64N(12*kib)<<(w.rng.IntN(8)/5))), size-off)
+		if w.rare > 0 && n < size {
+			n = w.h.sector
+		}
 		var err error
 		switch k := w.rng.IntN(20); {
 		case k < 9:
 			p := make([]byte, n)
 			v := w.value()
 			stamp(p, base+off, w.h.sector, v)
-			fua := w.rng.IntN(6) == 0
+			fua := w.rng.IntN(6) == 0 && w.rare == 0
 			done := w.h.begin(base+off, n, v, false)
 			err = w.d.Write(ctx, p, base+off, fua)
 			done(w.durable(fua && err == nil))
@@ -230,9 +234,10 @@ func (w *workload) run(ctx context.Context, steps int) error {
 				off, n = 0, size
 			}
 			done := w.h.begin(base+off, n, 0, false)
-			fua := w.rng.IntN(4) == 0
+			fua := w.rng.IntN(4) == 0 && w.rare == 0
 			err = w.d.WriteZeroes(ctx, base+off, n, w.rng.IntN(3) > 0, fua)
 			done(w.durable(fua && err == nil))
+		case w.rare > 0 && w.rng.IntN(w.rare) > 0:
 		default:
 			err = w.h.flush(func() error { return w.d.Flush(ctx) }, w.f.Ops)
 		}
@@ -260,6 +265,7 @@ type crashCase struct {
 	workers int
 	noPunch bool
 	every   int // look at one crash of so many; 0: at all
+	rare    int // flush so many times less often
 }
 
 // crashSeeds is how many different workloads are tried; VDBRIDGE_CRASH_SEEDS asks for more.
@@ -277,6 +283,11 @@ func crashCases() []crashCase {
 	for i := range int64(24) {
 		far = append(far, i*509+i/7)
 	}
+	// More sectors of the BAT than the log holds.
+	var many []int64
+	for i := range int64(600) {
+		many = append(many, i*512)
+	}
 	return []crashCase{
 		{name: "near", create: CreateOptions{Size: 16*mib - 512, BlockSize: mib}, blocks: append(near, 15), steps: 120},
 		{name: "far", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 160},
@@ -284,7 +295,8 @@ func crashCases() []crashCase {
 		{name: "4k", create: CreateOptions{Size: 64 * mib, BlockSize: 2 * mib, LogicalSector: 4096}, blocks: near, steps: 80},
 		{name: "fixed", create: CreateOptions{Size: 16 * mib, BlockSize: mib, Fixed: true}, blocks: near, steps: 80},
 		{name: "workers", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 40, workers: 4},
-		{name: "log-wraps", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 1500, every: 61},
+		{name: "log-wraps", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 1500, every: 151},
+		{name: "log-full", create: CreateOptions{Size: 1 << 40, BlockSize: mib}, blocks: many, steps: 1500, rare: 120, every: 97},
 	}
 }
 
@@ -319,7 +331,7 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 		for k := i; k < len(c.blocks); k += workers {
 			mine = append(mine, c.blocks[k])
 		}
-		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value}
+		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value, rare: c.rare}
 		go func() { errs <- w.run(ctx, c.steps) }()
 	}
 	for range workers {
@@ -350,9 +362,14 @@ func TestCrash(t *testing.T) {
 				ctx := t.Context()
 				n, deep := 0, 0
 				f.Crashes(start, func(m crashfile.Moment) bool {
-					for _, chance := range []float64{0.5, []float64{0, 0.9, 1}[m.Ops%3]} {
+					chances := []float64{[]float64{0.5, 0, 0.8, 0.5, 1}[m.Ops%5]}
+					edge := c.rare == 0 && (m.Ops < 12 || m.Ops > f.Ops()-12) // where a session begins and ends each step is there only once
+					if edge {
+						chances = []float64{0, 0.2, 0.5, 0.5, 0.8}
+					}
+					for _, chance := range chances {
 						n++
-						if c.every > 1 && n%c.every != 0 {
+						if !edge && c.every > 1 && n%c.every != 0 {
 							continue
 						}
 						sector := int64(512)
