@@ -7,11 +7,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -101,102 +99,6 @@ func (e *embedded) judge(t *testing.T) {
 		t.Errorf("qemu-img check: %v\n%s", err, out)
 	}
 }
-
-// export serves d by NBD on a unix socket until the test ends or stop is called.
-func export(t *testing.T, d *Disk, o NBDOptions) (dial func() *nbdConn, stop func()) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := Listen("unix:" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- ServeNBD(ctx, d, o, l) }()
-	var once sync.Once
-	stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-done; err != nil {
-				t.Errorf("NBD: %v", err)
-			}
-		})
-	}
-	t.Cleanup(stop)
-	return func() *nbdConn { return dialNBD(t, path) }, stop
-}
-
-// nbdConn is the smallest NBD client: EXPORT_NAME, simple replies, one request at a time.
-type nbdConn struct {
-	t    *testing.T
-	c    net.Conn
-	size uint64
-}
-
-func dialNBD(t *testing.T, path string) *nbdConn {
-	t.Helper()
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	hello := make([]byte, 18)
-	if _, err := io.ReadFull(c, hello); err != nil {
-		t.Fatal(err)
-	}
-	b := []byte{0, 0, 0, 3} // fixed newstyle, no zeroes
-	b = append(b, "IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x00"...)
-	if _, err := c.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	reply := make([]byte, 10)
-	if _, err := io.ReadFull(c, reply); err != nil {
-		t.Fatal(err)
-	}
-	return &nbdConn{t, c, binary.BigEndian.Uint64(reply)}
-}
-
-// do sends one request and returns its error number.
-func (n *nbdConn) do(typ uint16, flags uint16, off int64, length int, data []byte) (uint32, []byte) {
-	n.t.Helper()
-	be := binary.BigEndian
-	b := be.AppendUint32(nil, 0x25609513)
-	b = be.AppendUint16(b, flags)
-	b = be.AppendUint16(b, typ)
-	b = be.AppendUint64(b, 77)
-	b = be.AppendUint64(b, uint64(off))
-	b = be.AppendUint32(b, uint32(length))
-	if _, err := n.c.Write(append(b, data...)); err != nil {
-		n.t.Fatal(err)
-	}
-	r := make([]byte, 16)
-	if _, err := io.ReadFull(n.c, r); err != nil {
-		n.t.Fatal(err)
-	}
-	if be.Uint32(r) != 0x67446698 || be.Uint64(r[8:]) != 77 {
-		n.t.Fatalf("reply % x", r)
-	}
-	errno := be.Uint32(r[4:])
-	var out []byte
-	if typ == 0 && errno == 0 {
-		out = make([]byte, length)
-		if _, err := io.ReadFull(n.c, out); err != nil {
-			n.t.Fatal(err)
-		}
-	}
-	return errno, out
-}
-
-func (n *nbdConn) write(off int64, p []byte, fua bool) uint32 {
-	f := uint16(0)
-	if fua {
-		f = 1
-	}
-	e, _ := n.do(1, f, off, len(p), p)
-	return e
-}
-
-func (n *nbdConn) read(off int64, length int) (uint32, []byte) { return n.do(0, 0, off, length, nil) }
 
 func pattern(seed uint64, n int) []byte {
 	p := make([]byte, n)
@@ -525,34 +427,6 @@ func TestServerGoesAway(t *testing.T) {
 	}
 }
 
-func TestInfoAndList(t *testing.T) {
-	leak.Check(t)
-	e := embed(t, ServeOptions{RSVDVersion: 1})
-	o := Options{Credentials: CredentialSource{Getenv: func(string) string { return "secret" }}}
-	loc, _ := ParseLocation("smb://me@" + e.addr + "/disks/a.vhdx")
-	i, err := GetInfo(context.Background(), loc, o)
-	if err != nil || i.Size != testDiskSize || i.RSVD == nil || i.RSVD.Type != "dynamic" || i.RSVD.Format != "VHDX" || i.RSVD.Reservation != "none" || i.Connection.Dialect != "3.1.1" {
-		t.Errorf("%+v %+v, %v", i, i.RSVD, err)
-	}
-	loc.Path = ""
-	list, err := List(context.Background(), loc, o)
-	if err != nil || len(list) != 1 || list[0].Name != "a.vhdx" || list[0].Directory || list[0].Size == 0 || list[0].Modified.IsZero() {
-		t.Errorf("%+v, %v", list, err)
-	}
-	loc.Path = "a.vhdx"
-	r, err := Check(context.Background(), loc, o)
-	if err != nil || r.Damaged() {
-		t.Errorf("%+v, %v", r, err)
-	}
-	loc.Path = "new.vhdx"
-	if err := Create(context.Background(), loc, o, CreateOptions{Size: 1 << 30}); err != nil {
-		t.Fatal(err)
-	}
-	if err := Create(context.Background(), loc, o, CreateOptions{Size: 1 << 30}); Classify(err) != ClassExists {
-		t.Errorf("create over a file: %v", err)
-	}
-}
-
 func TestWarmReadAllocates(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
@@ -579,79 +453,4 @@ func ExampleParseLocation() {
 	l, _ := ParseLocation(`\\server\disks\dir\a.vhdx`)
 	fmt.Println(l)
 	// Output: smb://server/disks/dir/a.vhdx
-}
-
-// A differencing image is refused in words, by us and by the server.
-func TestDifferencing(t *testing.T) {
-	leak.Check(t)
-	e := embed(t, ServeOptions{RSVDVersion: 1})
-	path := filepath.Join(e.dir, "a.vhdx")
-	ctx := context.Background()
-	img, err := vhdx.OpenFile(ctx, path, vhdx.Options{ReadOnly: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	meta := img.Info().MetadataOffset
-	if err := img.Close(); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The item "file parameters" of the metadata table gets its flag HasParent. [MS-VHDX] 2.6.1, 2.6.2.1
-	item, _ := ParseGUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
-	at := bytes.Index(b[meta:meta+64<<10], item[:])
-	if at < 0 {
-		t.Fatal("no file parameters")
-	}
-	le := binary.LittleEndian
-	b[meta+int64(le.Uint32(b[meta+int64(at)+16:]))+4] |= 2
-	// And the table one more item, the parent locator: its type, one key and one value. [MS-VHDX] 2.6.2.6
-	table := b[meta:]
-	n := le.Uint16(table[10:])
-	le.PutUint16(table[10:], n+1)
-	entry := table[32+32*int(n):]
-	item, _ = ParseGUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
-	key, value := utf16LE("relative_path"), utf16LE(`.\parent.vhdx`)
-	copy(entry, item[:])
-	le.PutUint32(entry[16:], 0x18000)
-	le.PutUint32(entry[20:], uint32(20+12+len(key)+len(value)))
-	le.PutUint32(entry[24:], 4) // required
-	locator := table[0x18000:]
-	kind, _ := ParseGUID("b04aefb7-d19e-4a81-b789-25b8e9445913")
-	copy(locator, kind[:])
-	le.PutUint16(locator[18:], 1)
-	le.PutUint32(locator[20:], 32)
-	le.PutUint32(locator[24:], uint32(32+len(key)))
-	le.PutUint16(locator[28:], uint16(len(key)))
-	le.PutUint16(locator[30:], uint16(len(value)))
-	copy(locator[32:], append(key, value...))
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	remote, err := ParseLocation("smb://me@" + e.addr + "/disks/a.vhdx")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Credentials: CredentialSource{Getenv: func(string) string { return "secret" }}}
-	_, err = Open(ctx, remote, o)
-	t.Logf("shared: %v", err)
-	if Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "differencing") {
-		t.Errorf("shared: %v", err)
-	}
-	o.Mode = ModeFile
-	for _, loc := range []Location{remote, {Local: true, Path: path}} {
-		_, err = Open(ctx, loc, o)
-		if Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "differencing") {
-			t.Errorf("%s: %v", loc, err)
-		}
-	}
-}
-
-func utf16LE(s string) (b []byte) {
-	for _, r := range s {
-		b = append(b, byte(r), 0)
-	}
-	return b
 }
