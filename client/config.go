@@ -43,6 +43,10 @@ type Config struct {
 	// MaxIO bounds the bytes of one READ or WRITE; 0 means 8 MiB. The server may set a lower bound.
 	MaxIO int
 
+	// MaxCompound bounds how many small requests that are ready at the same time are sent as one message, 0 for 16; 1 switches that off. How
+	// many it really is, the client finds out by what gets the most done.
+	MaxCompound int
+
 	// ServerTimeout ends the connection when requests are in flight and nothing comes from the server for so long, give or take half of it.
 	// An ECHO is sent after half of the time, so a server that is merely busy is not given up. 0 means one minute, negative never.
 	ServerTimeout time.Duration
@@ -100,6 +104,9 @@ func (c Config) withDefaults() (Config, error) {
 	c.Credits = min(max(c.Credits, 2), maxCredits)
 	if c.MaxIO <= 0 {
 		c.MaxIO = defaultMaxIO
+	}
+	if c.MaxCompound <= 0 || c.MaxCompound > maxJoin {
+		c.MaxCompound = maxJoin
 	}
 	if c.ServerTimeout == 0 {
 		c.ServerTimeout = time.Minute

@@ -26,6 +26,7 @@ type Conn struct {
 
 	frames   frames
 	requests sync.Pool // of *request
+	joiner   joiner
 
 	sealed   chan sealedFrame // large sealed messages, to the openers
 	received atomic.Uint64    // messages, for the watchdog
@@ -65,6 +66,11 @@ func newConn(tr transport.Conn, addr, server string, cfg Config) *Conn {
 	c.sealed = make(chan sealedFrame, workers)
 	for range workers {
 		c.wg.Go(c.openLoop)
+	}
+	c.joiner.kick = make(chan struct{}, 1)
+	c.joiner.tune = tuner{limit: cfg.MaxCompound, best: min(firstJoin, cfg.MaxCompound), turns: minWait, wait: minWait}
+	if cfg.MaxCompound > 1 {
+		c.wg.Go(c.joinLoop)
 	}
 	c.wg.Go(c.readLoop)
 	if cfg.ServerTimeout > 0 {

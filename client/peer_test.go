@@ -57,6 +57,7 @@ type peer struct {
 	commands []wire.Command  // in their order, without NEGOTIATE and SESSION_SETUP
 	closed   []wire.FileID
 	lastFile uint64
+	joined   int // requests that came in a compound and were not the last
 }
 
 // query is a request as the peer sees it.
@@ -156,24 +157,37 @@ func (p *peer) message(b []byte) bool {
 		}
 		q.sealed = true
 	}
-	h, err := wire.ParseHeader(q.msg)
-	if err != nil {
-		p.t.Errorf("client sent: %v", err)
-		return false
-	}
-	q.Header = h
-	if h.Flags&wire.FlagSigned != 0 {
-		q.signed = true
-		if err := p.signer.Verify(q.msg); err != nil {
-			p.t.Errorf("client signed badly: %v", err)
+	// A compound is taken apart; its requests are answered one by one.
+	for rest := q.msg; len(rest) > 0; {
+		h, err := wire.ParseHeader(rest)
+		if err != nil {
+			p.t.Errorf("client sent: %v", err)
+			return false
+		}
+		one := &query{Header: h, msg: rest, sealed: q.sealed}
+		if h.NextCommand != 0 {
+			one.msg = rest[:h.NextCommand:h.NextCommand]
+			p.mu.Lock()
+			p.joined++
+			p.mu.Unlock()
+		}
+		rest = rest[len(one.msg):]
+		if h.Flags&wire.FlagSigned != 0 {
+			one.signed = true
+			if err := p.signer.Verify(one.msg); err != nil {
+				p.t.Errorf("client signed badly: %v", err)
+				return false
+			}
+		}
+		p.account(one)
+		if p.handle != nil && p.handle(p, one) {
+			continue
+		}
+		if !p.answer(one) {
 			return false
 		}
 	}
-	p.account(q)
-	if p.handle != nil && p.handle(p, q) {
-		return true
-	}
-	return p.answer(q)
+	return true
 }
 
 // account checks the message ids.

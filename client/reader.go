@@ -50,20 +50,7 @@ func (c *Conn) receive() error {
 		}
 		switch p := binary.LittleEndian.Uint32(head); p {
 		case wire.ProtocolSMB2:
-			done, err := c.receiveDirect(head, n)
-			if err != nil {
-				return err
-			}
-			if done {
-				continue
-			}
-			f, err := c.readFrame(n)
-			if err != nil {
-				return err
-			}
-			err = c.dispatch(f, f.b, nil)
-			f.unref()
-			if err != nil {
+			if err := c.receivePlain(n); err != nil {
 				return err
 			}
 		case wire.ProtocolTransform:
@@ -78,6 +65,57 @@ func (c *Conn) receive() error {
 	}
 }
 
+// receivePlain handles the current message of n bytes, which is not sealed: one reply, or several that are compounded. [MS-SMB2] 3.2.5.1.9
+func (c *Conn) receivePlain(n int) error {
+	for n > 0 {
+		head, err := c.tr.Peek(min(n, peekSize))
+		if err != nil {
+			return err
+		}
+		h, err := wire.ParseHeader(head)
+		if err != nil {
+			return protocolError(err)
+		}
+		size := n
+		if h.NextCommand != 0 {
+			if size, err = elementSize(&h, n); err != nil {
+				return err
+			}
+			head = head[:min(len(head), size)]
+		}
+		n -= size
+		if h.Flags&wire.FlagServerToRedir == 0 {
+			return fmt.Errorf("%w: server sent a request: %s", ErrProtocol, h.Command)
+		}
+		done, err := c.receiveDirect(&h, head, size)
+		if err != nil {
+			return err
+		}
+		if done {
+			continue
+		}
+		f, err := c.readFrame(size)
+		if err != nil {
+			return err
+		}
+		err = c.deliver(f, &h, f.b, false)
+		f.unref()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// elementSize returns the length of a message in a compound of which n bytes are left.
+func elementSize(h *wire.Header, n int) (int, error) {
+	next := int64(h.NextCommand)
+	if next < wire.HeaderSize || next%8 != 0 || next > int64(n-wire.HeaderSize) {
+		return 0, fmt.Errorf("%w: NextCommand %d in %d bytes", ErrProtocol, next, n)
+	}
+	return int(next), nil
+}
+
 // readFrame reads the whole current message.
 func (c *Conn) readFrame(n int) (*frame, error) {
 	f := c.frames.get(n)
@@ -88,17 +126,11 @@ func (c *Conn) readFrame(n int) (*frame, error) {
 	return f, nil
 }
 
-// receiveDirect handles the replies whose payload the caller has a place for: it goes there from the socket. It says false if the message must be
-// handled in the general way. head is the beginning of the message of n bytes.
-func (c *Conn) receiveDirect(head []byte, n int) (bool, error) {
-	h, err := wire.ParseHeader(head)
-	if err != nil {
-		return false, protocolError(err)
-	}
+// receiveDirect handles the replies whose payload the caller has a place for: it goes there from the socket. It says false if the reply must be
+// handled in the general way. head is the beginning of the reply of n bytes.
+func (c *Conn) receiveDirect(h *wire.Header, head []byte, n int) (bool, error) {
 	off, size := 0, 0
 	switch status := ntstatus.Status(h.Status); {
-	case h.NextCommand != 0 || h.Flags&wire.FlagServerToRedir == 0:
-		return false, nil
 	case h.Command == wire.CmdRead && status == ntstatus.Success:
 		r, err := wire.ParseReadResponse(head, n)
 		if err != nil {
@@ -114,28 +146,35 @@ func (c *Conn) receiveDirect(head []byte, n int) (bool, error) {
 	default:
 		return false, nil
 	}
-	if size == 0 || off > prefixSize || off+size != n {
-		return false, nil // padded, or without payload
+	tail := n - off - size
+	if size == 0 || off > prefixSize || tail >= 8 {
+		return false, nil // without payload, or oddly placed
 	}
 	c.mu.Lock()
 	r := c.table[h.MessageID]
 	if r == nil || r.cmd != h.Command || r.state != stateInFlight || !r.direct || size > len(r.dst1)+len(r.dst2) {
 		if r != nil && r.state == stateAbandoned && r.cmd == h.Command {
-			// What is left of the message is discarded with the next one.
-			woken, dry := c.settle(r, &h)
+			woken, dry := c.settle(r, h)
 			c.mu.Unlock()
 			r.unref()
-			return true, c.settled(woken, dry)
+			if err := c.settled(woken, dry); err != nil {
+				return true, err
+			}
+			f, err := c.readFrame(n) // it goes nowhere
+			if err == nil {
+				f.unref()
+			}
+			return true, err
 		}
 		c.mu.Unlock()
 		return false, nil
 	}
 	r.state = stateFilling
-	woken, dry := c.settle(r, &h)
+	woken, dry := c.settle(r, h)
 	c.mu.Unlock()
-	err = c.settled(woken, dry)
+	err := c.settled(woken, dry)
 
-	r.h = h
+	r.h = *h
 	r.n = size
 	r.prefix = r.prefixB[:off]
 	if err == nil {
@@ -147,6 +186,10 @@ func (c *Conn) receiveDirect(head []byte, n int) (bool, error) {
 	}
 	if err == nil && size > m {
 		err = c.tr.ReadFull(r.dst2[:size-m])
+	}
+	if err == nil && tail > 0 {
+		r.tail = r.tailB[:tail]
+		err = c.tr.ReadFull(r.tail)
 	}
 	if err != nil {
 		c.fail(err) // first, so that everyone gets the same error
@@ -223,34 +266,34 @@ func (c *Conn) open(m sealedFrame) error {
 	return c.dispatch(m.f, msg, m.sess)
 }
 
-// dispatch hands out the replies in b, which lies in f: one, or several that are compounded. sealed is the session for which the message was opened,
-// nil if it was not sealed. [MS-SMB2] 3.2.5.1.9
-func (c *Conn) dispatch(f *frame, b []byte, sealed *Session) error {
+// dispatch hands out the replies in b, which lies in f and was sealed for s: one, or several that are compounded. [MS-SMB2] 3.2.5.1.9
+func (c *Conn) dispatch(f *frame, b []byte, s *Session) error {
 	for {
 		h, err := wire.ParseHeader(b)
 		if err != nil {
 			return protocolError(err)
 		}
-		msg, next := b, int(h.NextCommand)
-		if next != 0 {
-			if next < wire.HeaderSize || next%8 != 0 || next > len(b)-wire.HeaderSize {
-				return fmt.Errorf("%w: NextCommand %d in %d bytes", ErrProtocol, next, len(b))
+		msg := b
+		if h.NextCommand != 0 {
+			next, err := elementSize(&h, len(b))
+			if err != nil {
+				return err
 			}
 			msg = b[:next:next]
 		}
-		if sealed != nil && h.SessionID != sealed.id {
-			return fmt.Errorf("%w: message of session %#x sealed for %#x", ErrSecurity, h.SessionID, sealed.id)
+		if h.SessionID != s.id {
+			return fmt.Errorf("%w: message of session %#x sealed for %#x", ErrSecurity, h.SessionID, s.id)
 		}
 		if h.Flags&wire.FlagServerToRedir == 0 {
 			return fmt.Errorf("%w: server sent a request: %s", ErrProtocol, h.Command)
 		}
-		if err := c.deliver(f, &h, msg, sealed != nil); err != nil {
+		if err := c.deliver(f, &h, msg, true); err != nil {
 			return err
 		}
-		if next == 0 {
+		if h.NextCommand == 0 {
 			return nil
 		}
-		b = b[next:]
+		b = b[len(msg):]
 	}
 }
 

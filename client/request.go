@@ -55,6 +55,8 @@ type request struct {
 	asked     int // credits asked for and not granted yet
 	want      int // credits
 	divisible bool
+	busy      bool     // others are in flight
+	joinable  bool     // small, and worth being sent together with others
 	next      *request // in window's queue
 	prev      *request
 	state     reqState
@@ -81,9 +83,11 @@ type request struct {
 	opened  bool   // came sealed
 	prefix  []byte // in prefixBuf
 	n       int    // payload bytes in dst1 and dst2
-	rsegs   [3][]byte
+	tail    []byte // padding behind the payload, in tailB
+	rsegs   [4][]byte
 	err     error
 	prefixB [prefixSize]byte
+	tailB   [8]byte
 
 	ready chan struct{} // capacity 1: credits have been given, or err is set
 	done  chan struct{} // capacity 1: reply or err is there
@@ -110,7 +114,7 @@ func (c *Conn) request(cmd wire.Command, sess *Session, tree uint32) *request {
 	r.sent.Store(sentDone)
 	r.state = stateNew
 	r.async, r.asyncID, r.asked, r.flags = false, 0, 0, 0
-	r.seal, r.sign, r.direct, r.opened = false, false, false, false
+	r.seal, r.sign, r.direct, r.opened, r.joinable = false, false, false, false, false
 	r.out = append(r.out[:0], zeroHeader[:]...)
 	r.err = nil
 	r.n = 0
@@ -135,9 +139,9 @@ func (r *request) unref() {
 	if r.sealed != nil {
 		r.sealed.unref()
 	}
-	r.frame, r.sealed, r.msg, r.prefix = nil, nil, nil, nil
+	r.frame, r.sealed, r.msg, r.prefix, r.tail = nil, nil, nil, nil, nil
 	r.in1, r.in2, r.dst1, r.dst2 = nil, nil, nil, nil
-	r.segs, r.rsegs = [4][]byte{}, [3][]byte{}
+	r.segs, r.rsegs = [4][]byte{}, [4][]byte{}
 	r.sess = nil
 	if cap(r.out) <= maxKeptOut {
 		r.c.requests.Put(r)
@@ -221,6 +225,7 @@ func (r *request) acquire(ctx context.Context, want int, divisible bool) error {
 // enter takes n credits for r and puts it into the table. It needs mu.
 func (c *Conn) enter(r *request, n int) {
 	c.w.take(r, n)
+	r.busy = c.w.open > 1
 	r.state = stateInFlight
 	c.table[r.id] = r
 }
@@ -262,8 +267,25 @@ func wake(r *request) {
 	}
 }
 
-// send completes the header, protects the message and hands it to the Sender. It comes after acquire, and does not wait for the peer.
+// send sends the request, alone or, if it may be joined and others are in flight, together with others. It comes after acquire, and does not
+// wait for the peer.
 func (r *request) send() {
+	if r.joinable && r.busy && r.in1 == nil && r.in2 == nil {
+		r.c.join(r)
+		return
+	}
+	r.transmit()
+}
+
+// transmit sends the request alone.
+func (r *request) transmit() {
+	r.refs.Add(1)
+	r.sent.Store(sentNot)
+	r.hand()
+}
+
+// hand completes the header, protects the message and hands it to the Sender, with the use that was begun for that.
+func (r *request) hand() {
 	r.putHeader()
 	n := 0
 	for _, p := range [...][]byte{r.out, r.in1, r.in2} {
@@ -276,6 +298,7 @@ func (r *request) send() {
 	case r.seal:
 		if err := r.sealMessage(n); err != nil {
 			r.c.fail(err) // which ends r as well
+			r.Release()
 			return
 		}
 		r.segs = [4][]byte{r.sealed.b}
@@ -283,8 +306,6 @@ func (r *request) send() {
 	case r.sign:
 		r.sess.ch.signer.Sign(r.segs[:n]...)
 	}
-	r.refs.Add(1)
-	r.sent.Store(sentNot)
 	// An error ends the connection, which tells everyone in the table.
 	if err := r.c.tx.Send(context.Background(), transport.Message(r.segs[:n]), r); err != nil {
 		r.c.fail(err)
@@ -383,6 +404,10 @@ func (r *request) verify() error {
 				n++
 				left -= m
 			}
+		}
+		if len(r.tail) > 0 {
+			r.rsegs[n] = r.tail
+			n++
 		}
 	}
 	if err := r.sess.ch.signer.Verify(r.rsegs[:n]...); err != nil {
