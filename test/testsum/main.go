@@ -107,7 +107,11 @@ func follow(r io.Reader, w io.Writer, path string) error {
 						line = fmt.Sprintf("FAIL\t%s [build failed]", e.Package)
 						fmt.Fprint(w, out(build, e.FailedBuild).String())
 					} else {
-						fmt.Fprint(w, out(output, name).String())
+						for l := range strings.Lines(out(output, name).String()) {
+							if !strings.HasPrefix(l, "FAIL") { // said by the line below
+								fmt.Fprint(w, l)
+							}
+						}
 					}
 					if len(res.Failures) == 0 || !strings.HasPrefix(res.Failures[len(res.Failures)-1], e.Package+" ") {
 						res.Failures = append(res.Failures, e.Package)
