@@ -63,6 +63,9 @@ type Disk struct {
 	remote    *Remote    // nil for a local image
 	initiator *Initiator // nil in ModeFile
 
+	written atomic.Uint64 // changes that have returned
+	flushed atomic.Uint64 // of those, how many were there when the last successful Flush began
+
 	reads, writes incident
 	conflicts     atomic.Uint64
 
@@ -98,25 +101,44 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 
 // Write writes len(p) bytes at off; with fua they are durable on return.
 func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
-	return d.wrote(d.back.Write(ctx, p, off, fua), "write")
+	err := d.back.Write(ctx, p, off, fua)
+	if !fua {
+		d.written.Add(1)
+	}
+	return d.wrote(err, "write")
 }
 
 // Flush makes everything durable whose Write returned before.
 func (d *Disk) Flush(ctx context.Context) error {
+	n := d.written.Load()
 	if err := d.back.Flush(ctx); err != nil {
 		return d.fail(&d.writes, "flush", err)
 	}
-	return nil
+	for {
+		old := d.flushed.Load()
+		if old >= n || d.flushed.CompareAndSwap(old, n) {
+			return nil
+		}
+	}
 }
+
+// dirty says whether something was written that no Flush has covered.
+func (d *Disk) dirty() bool { return d.written.Load() > d.flushed.Load() }
 
 // Trim says that a range is not needed any more.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
-	return d.wrote(d.back.Trim(ctx, off, n), "trim")
+	err := d.back.Trim(ctx, off, n)
+	d.written.Add(1)
+	return d.wrote(err, "trim")
 }
 
 // WriteZeroes makes a range read back as zeros.
 func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) error {
-	return d.wrote(d.back.WriteZeroes(ctx, off, n, unmap, fua), "write zeroes")
+	err := d.back.WriteZeroes(ctx, off, n, unmap, fua)
+	if !fua {
+		d.written.Add(1)
+	}
+	return d.wrote(err, "write zeroes")
 }
 
 // Extents yields consecutive runs from off.
@@ -217,22 +239,24 @@ func (d *Disk) report(op string) {
 	})
 }
 
-// Close flushes what can be, closes the disk, and then the tree, the session and the connection under it. The first error is
-// returned. It may be called more than once.
+// Close flushes what has not been, closes the disk, and then the tree, the session and the connection under it. It does all of it whatever
+// fails, and says what that means for the data. It may be called more than once.
 func (d *Disk) Close() error {
 	d.close.Do(func() {
 		d.cancel()
 		d.wg.Wait()
 		var errs []error
-		if !d.back.ReadOnly() {
+		lost := ""
+		if d.dirty() {
 			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-			if err := d.back.Flush(ctx); err != nil && !errors.Is(err, rsvd.ErrReservationConflict) && !errors.Is(err, rsvd.ErrPreempted) {
-				errs = append(errs, fmt.Errorf("the last flush of %s failed, so writes since the one before may be lost: %w", d.loc, err))
+			if err := d.Flush(ctx); err != nil {
+				errs = append(errs, err)
+				lost = "; what was written since the last flush may be lost"
 			}
 			cancel()
 		}
 		if err := d.back.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", d.loc, err))
+			errs = append(errs, err)
 		}
 		d.initiator.Release()
 		if d.remote != nil {
@@ -240,7 +264,16 @@ func (d *Disk) Close() error {
 				errs = append(errs, err)
 			}
 		}
-		d.err = errors.Join(errs...)
+		err := errors.Join(errs...)
+		switch {
+		case err == nil:
+		case Classify(errs[0]) == ClassConnection:
+			d.err = &Error{ClassConnection, fmt.Sprintf("the connection to %s was lost%s", d.loc.Host, lost), err}
+		case lost != "":
+			d.err = &Error{Classify(errs[0]), fmt.Sprintf("the last flush of %s failed%s: %v", d.loc, lost, errs[0]), err}
+		default:
+			d.err = fmt.Errorf("close %s: %w", d.loc, err)
+		}
 	})
 	return d.err
 }

@@ -417,13 +417,20 @@ func TestServerGoesAway(t *testing.T) {
 	leak.Check(t)
 	e := embed(t, ServeOptions{RSVDVersion: 1})
 	d := e.open(t, nil)
+	clean := e.open(t, nil)
+	if err := errors.Join(d.Write(context.Background(), make([]byte, 512), 0, false), clean.Write(context.Background(), make([]byte, 512), 0, false), clean.Flush(context.Background())); err != nil {
+		t.Fatal(err)
+	}
 	e.stop()
 	err := d.Read(context.Background(), make([]byte, 512), 0)
 	if err == nil || Classify(err) != ClassConnection {
 		t.Errorf("read: %v (%v)", err, Classify(err))
 	}
-	if err := d.Close(); err == nil {
-		t.Error("close says that all is well, though the last flush was impossible")
+	if err := d.Close(); Classify(err) != ClassConnection || !strings.Contains(err.Error(), "may be lost") {
+		t.Errorf("close, with a write that was never flushed: %v", err)
+	}
+	if err := clean.Close(); Classify(err) != ClassConnection || strings.Contains(err.Error(), "may be lost") {
+		t.Errorf("close, with all flushed: %v", err)
 	}
 }
 

@@ -23,7 +23,7 @@ type NBDOptions struct {
 // drainTimeout is how long requests in flight may take after the end was asked for.
 const drainTimeout = 30 * time.Second
 
-// ServeNBD offers d on the listeners until ctx is done, and then ends: it answers what is in flight, and flushes d. d stays open.
+// ServeNBD offers d on the listeners until ctx is done, and then ends when it has answered what is in flight. d stays open; its Close flushes it.
 // It returns nil after an end that ctx asked for.
 func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Listener) error {
 	srv, err := nbd.NewServer(nbd.Config{
@@ -65,10 +65,5 @@ func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Liste
 	}
 	stop()
 	wg.Wait()
-	if !d.ReadOnly() {
-		if err := d.Flush(drain); err != nil && Classify(err) != ClassConflict {
-			errs = append(errs, fmt.Errorf("the last flush failed, so writes since the one before may be lost: %w", err))
-		}
-	}
 	return errors.Join(errs...)
 }

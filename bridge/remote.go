@@ -215,6 +215,10 @@ func explainOpen(loc Location, err error) error {
 	case ClassPermission:
 		s = fmt.Sprintf("you may not open %s: ask for the rights, or try --read-only", loc)
 	case ClassBusy:
+		if loc.Local {
+			s = fmt.Sprintf("%s is in use by another program: end that first", loc)
+			break
+		}
 		s = fmt.Sprintf("%s is in use by somebody else, who does not share it: end that use first, or open it as a shared disk (--mode rsvd)", loc)
 	case ClassInterrupted:
 		s = "interrupted"
