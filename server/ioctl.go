@@ -317,11 +317,11 @@ func (r *request) zeroData(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	if o.obj.locked.Load() && !o.obj.mayWrite(o, uint64(z.FileOffset), uint64(n)) {
 		return ntstatus.FileLockConflict
 	}
-	if n > 0 {
-		var m meta
-		if err := r.tree.share.statAt(o.fd, "", &m); err != nil {
-			return statusOf(err)
-		}
+	var m meta
+	if err := r.tree.share.statAt(o.fd, "", &m); err != nil {
+		return statusOf(err)
+	}
+	if n = min(n, m.size-z.FileOffset); n > 0 {
 		how := punch
 		if m.attr&fscc.AttrSparse == 0 {
 			how = zero // a file that is not sparse keeps its space
