@@ -257,3 +257,13 @@ func TestReplay(t *testing.T) {
 		t.Errorf("another acceptor: %v", err)
 	}
 }
+
+// TestUnknownUserNeverMatches: even if the hash that stands in for an unknown user's were guessed.
+func TestUnknownUserNeverMatches(t *testing.T) {
+	m := AcceptNTLM(AcceptorConfig{Users: testUsers()}).(*ntlmAcceptor)
+	m.random = func(b []byte) { clear(b) }
+	i, _ := NewInitiator(nil, NTLM(Credentials{User: "carol", NTHash: make([]byte, 16)}, "cifs/x"))
+	if err := run(i, NewAcceptor(m), nil); !errors.Is(err, ntstatus.LogonFailure) {
+		t.Errorf("%v", err)
+	}
+}

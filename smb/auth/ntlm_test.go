@@ -302,6 +302,36 @@ func TestNoNTLMv1(t *testing.T) {
 	}
 }
 
+// TestReplacesPairs: a server must not choose our channel bindings and target name.
+func TestReplacesPairs(t *testing.T) {
+	i := NTLM(Credentials{User: "alice", Password: "secret"}, "cifs/mine")
+	i.Token(nil)
+	c, _ := parseChallenge(unhex(t, vectorChallenge))
+	c.targetInfo = append(c.targetInfo, avPair{avTargetName, utf16le("cifs/other")}, avPair{avChannelBindings, make([]byte, 16)}, avPair{avFlags, []byte{1, 0, 0, 0}},
+		avPair{avTimestamp, make([]byte, 8)})
+	out, _, err := i.Token(c.encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := parseAuthenticate(out)
+	r, err := parseNTLMv2Response(a.nt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[uint16]int{}
+	for _, p := range r.pairs {
+		seen[p.id]++
+	}
+	name, _ := findAv(r.pairs, avTargetName)
+	flags, _ := findAv(r.pairs, avFlags)
+	if seen[avTargetName] != 1 || seen[avChannelBindings] != 1 || seen[avFlags] != 1 || fromUTF16(name) != "cifs/mine" || flags[0] != 3 {
+		t.Errorf("%v, %q, flags %x", seen, fromUTF16(name), flags)
+	}
+	if bytes.Equal(out[micOffset:authenticateSize], make([]byte, 16)) || r.time != 0 {
+		t.Error("there is no MIC, or not the server's time")
+	}
+}
+
 func FuzzNTLM(f *testing.F) {
 	f.Add(encodeNegotiate(clientFlags))
 	f.Add(unhex(f, vectorChallenge))

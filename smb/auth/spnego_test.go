@@ -109,6 +109,46 @@ func TestDowngrade(t *testing.T) {
 	}
 }
 
+// TestServerWithoutMIC: a server that does not take our first choice must prove that it saw our list.
+func TestServerWithoutMIC(t *testing.T) {
+	for _, empty := range []bool{false, true} {
+		i, _ := NewInitiator(nil, &fake{oid: oidMSKrb5, legs: 2, me: "c", peer: "s"}, &fake{oid: oidKrb5, legs: 2, me: "c", peer: "s"})
+		a := NewAcceptor(&fake{oid: oidKrb5, legs: 2, me: "s", peer: "c"})
+		err := run(i, a, func(n int, toServer bool, token []byte) []byte {
+			r, err := parseNegTokenResp(token)
+			if toServer || err != nil || n == 0 {
+				return token
+			}
+			if r.mic, r.state = nil, stateCompleted; empty {
+				return nil
+			}
+			return r.encode()
+		})
+		if err == nil || strings.Contains(err.Error(), "only the") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestClientWithoutMIC takes the mechListMIC off the client's last token. A client that sends a MIC in NTLM sends this one too. [MS-SPNG] 3.1.5.1
+func TestClientWithoutMIC(t *testing.T) {
+	i, _ := NewInitiator(nil, NTLM(Credentials{User: "alice", Password: "secret"}, "cifs/x"))
+	err := run(i, acceptor(), func(n int, toServer bool, token []byte) []byte {
+		if !toServer || n == 0 {
+			return token
+		}
+		r, err := parseNegTokenResp(token)
+		if err != nil || r.mic == nil {
+			t.Fatalf("no mechListMIC: %v", err)
+		}
+		r.mic = nil
+		return r.encode()
+	})
+	if !errors.Is(err, ntstatus.LogonFailure) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestNoCommonMechanism(t *testing.T) {
 	a := NewAcceptor(&fake{oid: oidKrb5, legs: 1})
 	_, err := NewInitiator(a.Hint(), NTLM(Credentials{User: "u"}, "cifs/x"))
