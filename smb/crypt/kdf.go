@@ -97,7 +97,8 @@ func DeriveKeys(d wire.Dialect, cipher wire.Cipher, full []byte, preauth *Preaut
 }
 
 // SigningKey derives a signing key alone, as an additional channel needs it. The signing key has 128 bits also when the cipher is
-// AES-256: section 3.1.4.2 ties the length to the cipher, but Windows and Samba do it only for the sealing keys.
+// AES-256: section 3.1.4.2 ties the length that goes into the derivation to the cipher for all keys, but Session.SigningKey is a 128-bit key
+// (3.2.1.3), and Samba ties it only for the sealing keys.
 func SigningKey(d wire.Dialect, full []byte, preauth *Preauth) []byte {
 	key := SessionKey(full)
 	switch {

@@ -161,6 +161,72 @@ func TestSenderFull(t *testing.T) {
 	})
 }
 
+// TestEnqueue: what is only enqueued goes out with Flush, with the next Send, or when the room is used up; Drain waits for all of it.
+func TestEnqueue(t *testing.T) {
+	pairs(t, Options{}, func(t testing.TB, kind string, a, b Conn) {
+		s := NewSender(a, SenderOptions{MaxQueued: 1000})
+		defer s.Close()
+		ctx := context.Background()
+		var released countRelease
+		var got []int
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for len(got) < 112 {
+				n, err := b.NextMessage()
+				if err == nil {
+					err = b.ReadFull(make([]byte, n))
+				}
+				if err != nil {
+					t.Errorf("%s: %v", kind, err)
+					return
+				}
+				got = append(got, n)
+			}
+		})
+		send := func(f func(context.Context, Message, Releaser) error, n int) {
+			if err := f(ctx, Message{make([]byte, n)}, &released); err != nil {
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
+		for i := range 10 {
+			send(s.Enqueue, i)
+		}
+		if n := released.n.Load(); n != 0 {
+			t.Errorf("%s: %d written without Flush", kind, n)
+		}
+		s.Flush()
+		s.Flush()
+		for range 100 {
+			send(s.Enqueue, 150) // room for six
+		}
+		send(s.Enqueue, 5000) // more than there is ever room for
+		send(s.Send, 7)
+		if err := s.Drain(ctx); err != nil || released.n.Load() != 112 {
+			t.Errorf("%s: after Drain %d released, %v", kind, released.n.Load(), err)
+		}
+		wg.Wait()
+		for i, n := range got {
+			want := 150
+			switch {
+			case i < 10:
+				want = i
+			case i == 110:
+				want = 5000
+			case i == 111:
+				want = 7
+			}
+			if n != want {
+				t.Fatalf("%s: message %d has %d bytes, want %d", kind, i, n, want)
+			}
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.queued != 0 || len(s.waiters) != 0 {
+			t.Errorf("%s: %d bytes and %d waiters left", kind, s.queued, len(s.waiters))
+		}
+	})
+}
+
 // TestManySmall writes far more small messages in one go than are copied together.
 func TestManySmall(t *testing.T) {
 	pairs(t, Options{}, func(t testing.TB, kind string, a, b Conn) {
