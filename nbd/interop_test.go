@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"net"
 	"os"
@@ -203,4 +204,28 @@ func TestGoNBDClientNegotiation(t *testing.T) {
 	r.write(0, pattern(4096, 1))
 	r.alive()
 	r.bye()
+}
+
+// TestNbdinfoOverTLS has GnuTLS, through libnbd, upgrade the connection.
+func TestNbdinfoOverTLS(t *testing.T) {
+	server, _ := testCertificate(t)
+	dir := t.TempDir()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificates[0].Certificate[0]})
+	if err := os.WriteFile(filepath.Join(dir, "ca-cert.pem"), ca, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cfg := oneDisk(filled(t, 8<<20))
+	cfg.TLS, cfg.RequireTLS = server, true
+	ts := startServer(t, cfg, "tcp")
+	_, port, _ := net.SplitHostPort(ts.addr.String())
+	base := "nbds://localhost:" + port + "/disk?tls-certificates=" + dir
+	out := runTool(t, "nbdinfo", "--json", base)
+	if !strings.Contains(out, `"TLS": true`) || !strings.Contains(out, `"export-size": 8388608`) {
+		t.Error(out)
+	}
+	file := filepath.Join(dir, "copy")
+	runTool(t, "nbdcopy", base, file)
+	if b, err := os.ReadFile(file); err != nil || len(b) != 8<<20 || !bytes.Equal(b[:1<<20], pattern(1<<20, 0)) {
+		t.Errorf("the copy differs (%v)", err)
+	}
 }
