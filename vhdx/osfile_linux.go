@@ -92,7 +92,7 @@ func (o *OSFile) AllocatedRanges(ctx context.Context, off, n int64, yield func(o
 	return nil
 }
 
-// Bytes on which QEMU puts shared locks to say what it does with an image: one range for what a program does, one for what it does not want others to do.
+// Bytes on which QEMU puts shared locks to say what it does with an image (100 and up), and what it does not want others to do (200 and up).
 const (
 	qemuConsistentRead       = 100
 	qemuWrite                = 101
@@ -100,37 +100,47 @@ const (
 	qemuUnsharedRead         = 200
 	qemuUnsharedWrite        = 201
 	qemuUnsharedResize       = 203
-	ownLockByte              = 0
-	wholeFile          int64 = 0 // as a length: to the end, however far the file grows
+	ownLockByte        int64 = 0
 )
 
-// Lock is [Locker.Lock]. It uses open file description locks, in a way that also keeps QEMU out, and respects it.
+// Lock is [Locker.Lock]. It uses open file description locks: one byte among ourselves, and those of QEMU, so that either keeps the other out where both
+// would get into each other's way ("qemu-img info -U" still works).
 func (o *OSFile) Lock(_ context.Context, exclusive bool) error {
-	set := func(kind int16, start, n int64) error {
-		lk := unix.Flock_t{Type: kind, Whence: 0, Start: start, Len: n}
-		err := o.control("lock", func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk) })
-		switch {
-		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
-			return fmt.Errorf("lock %s: %w", o.f.Name(), ErrInUse)
-		case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS):
-			return nil // a file system without locks; nobody else can have one either
-		}
+	kind := int16(unix.F_RDLCK)
+	mine := []int64{qemuConsistentRead, qemuUnsharedWrite, qemuUnsharedResize}
+	against := []int64{qemuWrite, qemuResize, qemuUnsharedRead}
+	if exclusive {
+		kind = unix.F_WRLCK
+		mine = append(mine, qemuWrite, qemuResize)
+		against = []int64{qemuWrite, qemuResize, qemuUnsharedRead, qemuUnsharedWrite, qemuUnsharedResize}
+	}
+	if ok, err := o.setLock(kind, ownLockByte); err != nil || !ok {
 		return err
 	}
-	if exclusive {
-		return set(unix.F_WRLCK, 0, wholeFile)
-	}
-	for _, b := range []int64{ownLockByte, qemuConsistentRead, qemuUnsharedWrite, qemuUnsharedResize} {
-		if err := set(unix.F_RDLCK, b, 1); err != nil {
+	for _, b := range mine {
+		if _, err := o.setLock(unix.F_RDLCK, b); err != nil {
 			return err
 		}
 	}
-	for _, b := range []int64{qemuWrite, qemuResize, qemuUnsharedRead} {
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: b, Len: 1}
+	for _, b := range against {
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
 		err := o.control("lock", func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk) })
 		if err == nil && lk.Type != unix.F_UNLCK {
 			return fmt.Errorf("lock %s: %w", o.f.Name(), ErrInUse)
 		}
 	}
 	return nil
+}
+
+// setLock locks one byte; ok is false on a file system without locks, where nobody else can have one either.
+func (o *OSFile) setLock(kind int16, at int64) (ok bool, err error) {
+	lk := unix.Flock_t{Type: kind, Start: at, Len: 1}
+	err = o.control("lock", func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk) })
+	switch {
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
+		return false, fmt.Errorf("lock %s: %w", o.f.Name(), ErrInUse)
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS):
+		return false, nil
+	}
+	return err == nil, err
 }
