@@ -58,24 +58,24 @@ func TestTsharkDecrypts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			fields := []string{"-Y", "smb2", "-T", "fields", "-e", "smb2.cmd", "-e", "ntlmssp.auth.username"}
-			out := tshark(t, append(append([]string{"-r", path}, opts...), fields...)...)
+			out := tshark(t, append(append([]string{"-r", path}, opts...), "-Y", "smb2 || _ws.malformed", "-T", "fields",
+				"-e", "smb2.cmd", "-e", "ntlmssp.auth.username", "-e", "_ws.malformed")...)
 			var cmds []string
 			for line := range strings.Lines(out) {
-				f := strings.Split(strings.TrimSpace(line), "\t")
+				f := strings.Split(strings.TrimRight(line, "\n"), "\t")
 				cmds = append(cmds, f[0])
+				if f[2] != "" {
+					t.Errorf("tshark finds a malformed message: %s", line)
+				}
 			}
 			if got := strings.Join(cmds, " "); got != "0 0 1 1 1 1 13 13 13" || !strings.Contains(out, "alice") {
 				t.Errorf("tshark sees the commands %q in\n%s", got, out)
-			}
-			if out = tshark(t, append(append([]string{"-r", path}, opts...), "-Y", "_ws.malformed")...); out != "" {
-				t.Errorf("tshark finds malformed messages:\n%s", out)
 			}
 			// Without the keys, the sealed messages must stay closed.
 			if cipher != wire.CipherAES128GCM {
 				return
 			}
-			if out = tshark(t, "-r", path, "-Y", "smb2.cmd == 13"); out != "" {
+			if out := tshark(t, "-r", path, "-Y", "smb2.cmd == 13"); out != "" {
 				t.Errorf("tshark reads sealed messages without their keys:\n%s", out)
 			}
 		})

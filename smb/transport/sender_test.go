@@ -316,7 +316,7 @@ func BenchmarkRoundTrips(b *testing.B) {
 			})
 			tokens := make(chan struct{}, depth)
 			wg.Go(func() {
-				p := make([]byte, 4096)
+				h, p := make([]byte, 80), make([]byte, 4096)
 				for {
 					if _, err := cc.NextMessage(); err != nil {
 						if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
@@ -327,8 +327,7 @@ func BenchmarkRoundTrips(b *testing.B) {
 					if _, err := cc.Peek(80); err != nil {
 						return
 					}
-					var h [80]byte
-					if cc.ReadFull(h[:]) != nil || cc.ReadFull(p) != nil {
+					if cc.ReadFull(h) != nil || cc.ReadFull(p) != nil {
 						return
 					}
 					tokens <- struct{}{}
