@@ -11,7 +11,7 @@ need=(
 	linux.uml:user-mode-linux /usr/lib/uml/modules:user-mode-linux                     # a real kernel for nbd and cifs
 	mkfs.ext4:e2fsprogs fusermount3:fuse3 losetup:mount                                # file systems
 	smbd:samba smbclient:smbclient smbtorture:samba-testsuite mount.cifs:cifs-utils    # SMB peers
-	smbpasswd:samba-common-bin                                                         #   (private passwords of smbd)
+	smbpasswd:samba-common-bin ntlm_auth:winbind                                       #   (private passwords of smbd; a judge of NTLM)
 	tshark:tshark                                                                      # judges what is on the wire
 	qemu-img:qemu-utils nbdkit:nbdkit nbdcopy:libnbd-bin nbd-client:nbd-client fio:fio # NBD and VHDX peers
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
