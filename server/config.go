@@ -55,6 +55,9 @@ type Limits struct {
 	InflightConnection int64 // 64 MiB of requests and replies of one connection
 	InflightTotal      int64 // 512 MiB of requests and replies of all connections
 
+	// SessionLifetime is how long a session may go on without authenticating again, 0 for ever. Clients notice nothing: they
+	// authenticate again by themselves.
+	SessionLifetime time.Duration
 	// LogonTimeout is how long a connection may exist without a session, 30 s.
 	LogonTimeout time.Duration
 	// WriteTimeout is how long a client may leave replies untaken before its connection is dropped, 60 s.

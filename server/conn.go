@@ -387,13 +387,27 @@ func (c *conn) janitor() {
 		select {
 		case <-c.ctx.Done():
 			return
-		case <-t.C:
+		case now := <-t.C:
 			c.interims()
+			if life := c.srv.lim.SessionLifetime; life > 0 {
+				c.expireSessions(now.Add(-life))
+			}
 			if n := c.released.Load(); c.queued.Load() == 0 || n != seen {
 				seen, stalled = n, 0
 			} else if stalled += janitorTick; stalled >= c.srv.lim.WriteTimeout {
 				c.close(fmt.Errorf("client takes no replies for %v: %w", stalled, errProtocol))
 			}
+		}
+	}
+}
+
+// expireSessions makes sessions that were authenticated before then authenticate again.
+func (c *conn) expireSessions(then time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sn := range c.sessions {
+		if sn.proved.Load() < then.UnixNano() {
+			sn.expire()
 		}
 	}
 }

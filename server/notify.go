@@ -29,7 +29,6 @@ type watch struct {
 	o      *open
 	filter uint32
 	tree   bool
-	limit  int // bytes of the first request's buffer: later changes are kept as far as they fit
 	events []fscc.NotifyEntry
 	lost   bool // more events than were kept
 	ops    []*notifyOp

@@ -86,12 +86,14 @@ type peer struct {
 	nextID  uint64
 	credits int
 
-	sid    uint64
-	tid    uint32
-	signer *crypt.Signer
-	sealer *crypt.Sealer
-	seal   bool // what is sent
-	noSign bool
+	sid      uint64
+	tid      uint32
+	signer   *crypt.Signer
+	sealer   *crypt.Sealer
+	seal     bool // what is sent
+	noSign   bool
+	reauth   bool // logon keeps the keys
+	previous uint64
 }
 
 // reply is a received message.
@@ -313,7 +315,7 @@ func (p *peer) logon(user, password string) ntstatus.Status {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		m := p.message(wire.CmdSessionSetup, (&wire.SessionSetupRequest{SecurityMode: 1, SecurityBuffer: token}).Append)
+		m := p.message(wire.CmdSessionSetup, (&wire.SessionSetupRequest{SecurityMode: 1, PreviousSessionID: p.previous, SecurityBuffer: token}).Append)
 		preauth.Update(m)
 		p.send(m)
 		r := p.answer()
@@ -329,6 +331,9 @@ func (p *peer) logon(user, password string) ntstatus.Status {
 		if r.status() == ntstatus.Success {
 			if _, _, err := ini.Token(in); err != nil {
 				p.t.Fatal(err)
+			}
+			if p.reauth {
+				return ntstatus.Success
 			}
 			keys := crypt.DeriveKeys(p.dialect, p.cipher, ini.SessionKey(), &preauth)
 			if p.signer, err = crypt.NewSigner(p.signAlg, keys.Signing); err != nil {

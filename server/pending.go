@@ -89,13 +89,6 @@ func (op *pendingOp) complete(st ntstatus.Status, body []byte) bool {
 	return true
 }
 
-// isEnded says whether complete was called.
-func (op *pendingOp) isEnded() bool {
-	op.mu.Lock()
-	defer op.mu.Unlock()
-	return op.ended
-}
-
 // cancel ends the operation with st.
 func (op *pendingOp) cancel(st ntstatus.Status) {
 	if op.complete(st, nil) && op.onCancel != nil {

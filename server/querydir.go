@@ -16,7 +16,6 @@ import (
 type dirList struct {
 	started bool
 	pattern string // folded; "*" for all
-	class   uint8
 	dots    int    // of "." and ".." how many were looked at
 	buf     []byte // entries as the kernel gave them
 	rest    []byte

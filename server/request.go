@@ -186,8 +186,7 @@ func (w *work) run() error {
 	}
 	if interim {
 		// The janitor's interim reply must go first; this is the final one, or a second interim one that is not needed.
-		c.interimMu.Lock()
-		c.interimMu.Unlock() //nolint:staticcheck // only waits
+		c.waitForInterim()
 		if op != nil {
 			w.free()
 			op.arm()
@@ -204,6 +203,12 @@ func (w *work) run() error {
 		op.arm()
 	}
 	return nil
+}
+
+// waitForInterim returns when the interim replies that are being made are queued.
+func (c *conn) waitForInterim() {
+	c.interimMu.Lock()
+	defer c.interimMu.Unlock()
 }
 
 func (r *request) releaseOpens() {

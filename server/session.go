@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"vdbridge/smb/auth"
 	"vdbridge/smb/crypt"
@@ -39,6 +40,8 @@ type session struct {
 	signer  *crypt.Signer
 	sealer  *crypt.Sealer
 	encrypt bool // all requests must be encrypted
+
+	proved atomic.Int64 // when the user was authenticated, Unix nanoseconds
 
 	mu       sync.RWMutex
 	trees    map[uint32]*tree
@@ -121,6 +124,7 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 	}
 	user, key := sn.acceptor.Identity().String(), sn.acceptor.SessionKey()
 	sn.acceptor = nil
+	sn.proved.Store(time.Now().UnixNano())
 	if reauth {
 		if !strings.EqualFold(user, sn.user) {
 			c.log.Warn("session reauthenticated as somebody else", "was", sn.user, "is", user)

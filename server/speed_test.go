@@ -66,7 +66,6 @@ type pump struct {
 	one    [1][]byte
 	in     []byte
 	signer *crypt.Signer
-	want   int
 }
 
 func newPump(p *peer, cmd wire.Command, body func([]byte) []byte) *pump {
