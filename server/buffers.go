@@ -36,6 +36,16 @@ func getBuffer(n int) *buffer {
 	return &buffer{b: make([]byte, n, n+crypt.SealSlack), class: -1}
 }
 
+// bufferCost returns the capacity that getBuffer(n) has.
+func bufferCost(n int) int64 {
+	for _, size := range bufferClasses {
+		if n+crypt.SealSlack <= size {
+			return int64(size)
+		}
+	}
+	return int64(n + crypt.SealSlack)
+}
+
 func (buf *buffer) free() {
 	if buf != nil && buf.class >= 0 {
 		bufferPools[buf.class].Put(buf)

@@ -62,6 +62,7 @@ type conn struct {
 	preauth      crypt.Preauth
 	multiCredit  bool
 	authorised   bool // a session was set up once: the logon timeout is over
+	refused      int  // logons
 	inlineCredit int  // how the inline execution of requests went lately; see inlineOK
 
 	memory  memoryLimit
@@ -331,6 +332,9 @@ func (c *conn) takeID(h *wire.Header) bool {
 func (c *conn) note(w *work) {
 	r := &w.req
 	w.admitted = true
+	// The reply is counted now, so that what is queued cannot grow beyond the limits when it runs.
+	w.outSize = replyEstimate(w.msg)
+	w.addCost(bufferCost(w.outSize))
 	c.mu.Lock()
 	r.next, r.prev = &c.running, c.running.prev
 	r.prev.next, c.running.prev = r, r

@@ -23,6 +23,7 @@ type work struct {
 	orphan    bool        // the first request is a related one
 	admitted  bool        // in the ring of the connection
 	cost      int64
+	outSize   int // of the reply, as far as the request tells; counted in cost from arrival on
 
 	out    *buffer              // reply: room for a transform header, then the messages
 	parts  [maxInlineParts]part // where the replies in out begin
@@ -110,6 +111,7 @@ func (w *work) free() {
 	w.buf.free()
 	w.out.free()
 	w.c, w.buf, w.out, w.msg, w.transform, w.sealBy = nil, nil, nil, nil, nil, nil
+	w.outSize = 0
 	w.ids, w.cost, w.nparts, w.orphan, w.admitted = 0, 0, 0, false, false
 	clear(w.parts[:])
 	w.extra = nil
@@ -251,17 +253,17 @@ func (w *work) acquireEarly() {
 
 // beginReply gets a buffer for the reply.
 func (w *work) beginReply(h *wire.Header) {
-	w.out = getBuffer(replyEstimate(w.msg))
-	w.addCost(int64(cap(w.out.b)))
+	w.out = getBuffer(max(w.outSize, smallReply))
 	w.out.b = w.out.b[:crypt.SealRoom]
 	w.nparts = 0
 }
 
+const smallReply = 768
+
 // replyEstimate says how large a reply to msg is likely to be, so that its buffer need not grow.
 func replyEstimate(msg []byte) int {
-	const small = 768
 	if len(msg) < wire.HeaderSize+48 || le.Uint32(msg[20:]) != 0 {
-		return small
+		return smallReply
 	}
 	body := msg[wire.HeaderSize:]
 	n := uint32(0)
@@ -273,7 +275,9 @@ func replyEstimate(msg []byte) int {
 	case wire.CmdQueryDirectory:
 		n = le.Uint32(body[28:])
 	}
-	return int(min(n, 8<<20)) + overhead - crypt.SealSlack
+	// More than it has paid for it does not get.
+	n = min(n, 8<<20, max(1, uint32(le.Uint16(msg[6:])))<<16)
+	return int(n) + overhead - crypt.SealSlack
 }
 
 // ensure makes room for n more bytes in the reply.

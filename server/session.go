@@ -61,6 +61,12 @@ func (sn *session) expire() { sn.state.CompareAndSwap(sessionValid, sessionExpir
 // maxSetups bounds the round trips of one authentication.
 const maxSetups = 16
 
+// maxRefused bounds the logons that may fail on one connection, maxInProgress the sessions of a connection on which nobody has logged on yet.
+const (
+	maxRefused    = 16
+	maxInProgress = 2
+)
+
 // sessionSetup handles SESSION_SETUP on the reading goroutine. [MS-SMB2] 3.3.5.5
 func (r *request) sessionSetup() (ntstatus.Status, error) {
 	c := r.c
@@ -110,6 +116,9 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 		c.log.Info("logon refused", "why", err)
 		sn.acceptor = nil
 		c.endSession(sn)
+		if c.refused++; c.refused > maxRefused {
+			return 0, fmt.Errorf("%d logons were refused: %w", c.refused, errProtocol)
+		}
 		return st, nil
 	}
 	resp := wire.SessionSetupResponse{SecurityBuffer: token}
@@ -200,8 +209,12 @@ func (c *conn) newSession() *session {
 	if full {
 		return nil
 	}
+	limit := maxSessionsPerConn
+	if !c.authorised {
+		limit = maxInProgress
+	}
 	c.mu.Lock()
-	if full = len(c.sessions) >= maxSessionsPerConn; !full {
+	if full = len(c.sessions) >= limit; !full {
 		c.sessions[sn.id] = sn
 	}
 	c.mu.Unlock()
