@@ -92,7 +92,8 @@ func (c *Conn) joinLoop() {
 	}
 }
 
-// joinOnce sends one compound, of what is queued. It returns false, and has given up the right to send, when nothing is left.
+// joinOnce sends one compound, of what is queued. It returns false, and has given up the right to send, when nothing was queued, or one request
+// alone; otherwise more is likely to come soon.
 func (c *Conn) joinOnce() bool {
 	j := &c.joiner
 	j.mu.Lock()
@@ -111,20 +112,23 @@ func (c *Conn) joinOnce() bool {
 	clear(j.queue[left:])
 	j.queue = j.queue[:left]
 	if n > 0 {
-		j.tune.sent(n, left > 0 || n > 1)
+		j.tune.sent(time.Now, n, left > 0 || n > 1)
 	}
-	j.busy = left > 0
+	more := n > 1 || left > 0
+	j.busy = more
 	j.mu.Unlock()
 	switch {
+	case n == 0:
+		j.pool.Put(k)
 	case n == 1:
 		r := k.reqs[0]
 		k.reqs = k.reqs[:0]
 		j.pool.Put(k)
 		r.hand()
-	case n > 1:
+	default:
 		c.sendCompound(k)
 	}
-	return left > 0
+	return more
 }
 
 // sendCompound completes the headers of the requests and sends them together.
@@ -161,122 +165,4 @@ func (c *Conn) sendCompound(k *compound) {
 	if err := c.tx.Send(context.Background(), transport.Message(k.segs), k); err != nil {
 		c.fail(err)
 	}
-}
-
-// tuner finds out how many requests to join, by comparing how many get through. Now and then it lets twice or half as many go together for a while, in
-// turns with what was best so far, and changes over if that is clearly better. joiner.mu guards it.
-//
-// The measure is requests sent per second while there is more than one to send. As every sender waits for its reply before it
-// sends again, that is what the server gets done. Whatever else changes meanwhile can mislead it, for a fraction of a second.
-type tuner struct {
-	limit int // 1 switches joining off
-	best  int
-	other int // on trial; 0 when there is no trial
-
-	began time.Time // of the current turn
-	count int       // requests in this turn
-	turns int       // of the trial, or until the next one
-	wait  int       // turns between trials
-	down  bool      // the next trial is with fewer
-
-	rate [2]turnSum // of best and other in this trial
-}
-
-type turnSum struct {
-	n int
-	d time.Duration
-}
-
-const (
-	firstJoin = 4 // what to begin with
-
-	// A turn lasts that long and has that many requests. One that has taken far too long was interrupted, and does not count.
-	turnTime     = 5 * time.Millisecond
-	turnRequests = 200
-	turnTooLong  = time.Second
-
-	trialTurns = 6 // of both sizes together
-	minWait    = 4
-	maxWait    = 128
-)
-
-// size returns how many requests may go together now.
-func (t *tuner) size() int {
-	if t.onTrial() {
-		return t.other
-	}
-	return max(t.best, 1)
-}
-
-// onTrial says whether this turn belongs to other.
-func (t *tuner) onTrial() bool { return t.other != 0 && t.turns%2 == 1 }
-
-// sent counts n requests that go out together. busy says that there was a choice.
-func (t *tuner) sent(n int, busy bool) {
-	if t.limit <= 1 || !busy {
-		return
-	}
-	if t.count == 0 {
-		t.began = time.Now()
-	}
-	t.count += n
-	if t.count < turnRequests {
-		return
-	}
-	if d := time.Since(t.began); d >= turnTime {
-		t.turn(t.count-n, d)
-		t.began, t.count = time.Now(), n
-	}
-}
-
-// turn ends a turn in which n requests were sent in d.
-func (t *tuner) turn(n int, d time.Duration) {
-	if d > turnTooLong {
-		return
-	}
-	if t.other == 0 {
-		if t.turns--; t.turns <= 0 {
-			t.try()
-		}
-		return
-	}
-	i := 0
-	if t.onTrial() {
-		i = 1
-	}
-	t.rate[i].n += n
-	t.rate[i].d += d
-	if t.turns++; t.turns < trialTurns {
-		return
-	}
-	best, other := t.rate[0].perSecond(), t.rate[1].perSecond()
-	t.rate = [2]turnSum{}
-	if other > best*1.05 {
-		t.best = t.other
-		t.wait = minWait
-		t.try() // further in the same direction
-		return
-	}
-	t.other, t.down = 0, !t.down
-	t.turns = t.wait
-	t.wait = min(2*t.wait, maxWait)
-}
-
-// try begins a trial, if there is something to try.
-func (t *tuner) try() {
-	t.turns, t.other = 0, t.best*2
-	if t.down {
-		t.other = t.best / 2
-	}
-	if t.other < 1 || t.other > t.limit {
-		t.other, t.down = 0, !t.down
-		t.turns = t.wait
-	}
-}
-
-func (s turnSum) perSecond() float64 {
-	if s.d <= 0 {
-		return 0
-	}
-	return float64(s.n) / s.d.Seconds()
 }

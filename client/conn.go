@@ -28,6 +28,9 @@ type Conn struct {
 	requests sync.Pool // of *request
 	joiner   joiner
 
+	holding bool       // the reader collects in held whom it will wake
+	held    []*request // of the reader
+
 	sealed   chan sealedFrame // large sealed messages, to the openers
 	received atomic.Uint64    // messages, for the watchdog
 	wg       sync.WaitGroup

@@ -67,7 +67,7 @@ func (c *Conn) receive() error {
 
 // receivePlain handles the current message of n bytes, which is not sealed: one reply, or several that are compounded. [MS-SMB2] 3.2.5.1.9
 func (c *Conn) receivePlain(n int) error {
-	for n > 0 {
+	for first := true; n > 0; first = false {
 		head, err := c.tr.Peek(min(n, peekSize))
 		if err != nil {
 			return err
@@ -82,6 +82,11 @@ func (c *Conn) receivePlain(n int) error {
 				return err
 			}
 			head = head[:min(len(head), size)]
+			if first {
+				// Those who are woken together can send together.
+				c.holding = true
+				defer c.release()
+			}
 		}
 		n -= size
 		if h.Flags&wire.FlagServerToRedir == 0 {
@@ -195,8 +200,22 @@ func (c *Conn) receiveDirect(h *wire.Header, head []byte, n int) (bool, error) {
 		c.fail(err) // first, so that everyone gets the same error
 		r.err = c.Err()
 	}
-	r.done <- struct{}{}
+	if c.holding {
+		c.held = append(c.held, r)
+	} else {
+		r.done <- struct{}{}
+	}
 	return true, err
+}
+
+// release wakes those whose replies came in one message.
+func (c *Conn) release() {
+	c.holding = false
+	for i, r := range c.held {
+		c.held[i] = nil
+		r.done <- struct{}{}
+	}
+	c.held = c.held[:0]
 }
 
 // settle takes r out of the table and grants its credits. It needs mu. The result is for settled.
