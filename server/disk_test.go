@@ -76,6 +76,12 @@ func TestSharedDisk(t *testing.T) {
 	w.DesiredAccess = wire.AccessWriteData
 	_, st = q.tryOpen(w)
 	check(t, "plain open for writing", st, ntstatus.SharingViolation)
+	for _, d := range []uint32{wire.FileSupersede, wire.FileOverwrite, wire.FileOverwriteIf} {
+		w.DesiredAccess, w.Disposition = wire.AccessReadAttributes, d
+		_, st = q.tryOpen(w)
+		check(t, "plain open that empties the file", st, ntstatus.SharingViolation)
+	}
+	w.Disposition = wire.FileOpenIf
 	w.DesiredAccess = wire.AccessReadData
 	plain := q.open(w)
 	if got, _ := q.read(plain, 0, 8); got != "the file" {

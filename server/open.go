@@ -23,6 +23,7 @@ type open struct {
 	options uint32
 	obj     *object // nil for pipes
 	isDisk  bool    // a shared virtual disk
+	empties bool    // about to empty the file, which counts as writing whatever access was asked for; under obj.mu
 	disk    DiskOpen
 	pipe    *pipe
 
@@ -186,6 +187,9 @@ func (o *open) shareMode() (access, share uint32) {
 		return wire.AccessReadData | wire.AccessWriteData, wire.ShareRead
 	}
 	access = o.granted & (accessRead | accessWrite | accessDelete)
+	if o.empties {
+		access |= wire.AccessWriteData
+	}
 	if access == 0 {
 		return 0, wire.ShareRead | wire.ShareWrite | wire.ShareDelete // only looks at attributes: no part in sharing
 	}
