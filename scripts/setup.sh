@@ -6,6 +6,7 @@ set -euo pipefail
 
 # command or file : package
 need=(
+	/etc/ssl/certs/ca-certificates.crt:ca-certificates                                 # Go downloads modules
 	make:make git:git gcc:gcc /usr/include/stdio.h:libc6-dev      # build, race detector
 	mount:mount ip:iproute2 unshare:util-linux modprobe:kmod busybox:busybox-static    # guests and mounts
 	linux.uml:user-mode-linux /usr/lib/uml/modules:user-mode-linux                     # a real kernel for nbd and cifs
