@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"vdbridge/smb/crypt"
@@ -65,10 +66,10 @@ func Dial(ctx context.Context, addr string, cfg Config) (*Conn, error) {
 	if err != nil {
 		return nil, wrap("connect to "+addr, "", err)
 	}
-	host, port, err := net.SplitHostPort(addr)
+	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		host, port = addr, DefaultPort
-		addr = net.JoinHostPort(host, port)
+		host = strings.Trim(addr, "[]")
+		addr = net.JoinHostPort(host, DefaultPort)
 	}
 	if cfg.ServerName == "" {
 		cfg.ServerName = host
