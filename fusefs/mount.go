@@ -23,6 +23,8 @@ const (
 	maxBackground = 64      // requests that the kernel sends on its own behalf: read-ahead, asynchronous direct I/O
 	maxInFlight   = 128 << 20
 	patience      = 10 * time.Second // for a mount that is still in use
+
+	defaultInterruptAfter = 2 * time.Second
 )
 
 // Options say how a disk is shown.
@@ -31,8 +33,10 @@ type Options struct {
 	AllowOther bool          // let other users see the files; the kernel checks the mode, so these are root's
 	Name       string        // shown as the source of the mount; "" means "vdbridge"
 	Info       func() []byte // makes the text of info.json; nil: there is no such file. Called at the start, and whenever it is opened.
-	Ready      func()        // called once, when the files are there; may be nil
-	Logger     *slog.Logger  // nil is silent
+	// InterruptAfter is how long an operation may take before a signal to the process that waits for it ends it with EINTR. 0: 2 s.
+	InterruptAfter time.Duration
+	Ready          func()       // called once, when the files are there; may be nil
+	Logger         *slog.Logger // nil is silent
 }
 
 // ErrBusy says that the mount was still in use when it was to end: it was taken out of the tree of files, and goes on for those who have
@@ -98,7 +102,10 @@ func start(dir string, d Disk, o Options) (*mounted, error) {
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
-	m.disk = &diskNode{blocks: b, readOnly: o.ReadOnly || d.ReadOnly(), mounted: time.Now(), log: m.log}
+	m.disk = &diskNode{blocks: b, readOnly: o.ReadOnly || d.ReadOnly(), mounted: time.Now(), log: m.log, interruptAfter: o.InterruptAfter}
+	if m.disk.interruptAfter <= 0 {
+		m.disk.interruptAfter = defaultInterruptAfter
+	}
 	if o.Name == "" {
 		o.Name = "vdbridge"
 	}

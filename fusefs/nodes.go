@@ -54,9 +54,11 @@ type diskNode struct {
 	*blocks
 	readOnly bool
 	mounted  time.Time
-	written  atomic.Int64 // Unix nanoseconds of the last write
-	log      *slog.Logger
-	logged   atomic.Int64
+
+	interruptAfter time.Duration
+	written        atomic.Int64 // Unix nanoseconds of the last write
+	log            *slog.Logger
+	logged         atomic.Int64
 }
 
 const reportedBlock = 4096
@@ -109,6 +111,25 @@ func (d *diskNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32,
 	return nil, fuse.FOPEN_KEEP_CACHE, 0
 }
 
+// operation returns the context of one request. The kernel interrupts a request when its caller gets any signal: a timer's, or those that the Go runtime sends
+// itself all the time. No program expects a read of a disk to fail for that, and a cancelled write may have happened or not. So a
+// signal counts only once the request has taken so long that somebody may want to end it.
+func (d *diskNode) operation(ctx context.Context) (context.Context, func()) {
+	interrupted := ctx.Done()
+	op, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t := time.AfterFunc(d.interruptAfter, func() {
+		select {
+		case <-interrupted:
+			cancel()
+		case <-op.Done():
+		}
+	})
+	return op, func() {
+		t.Stop()
+		cancel()
+	}
+}
+
 // failed logs an error, at most one a second, and says it to the kernel.
 func (d *diskNode) failed(op string, off, n int64, err error) syscall.Errno {
 	e := errno(err)
@@ -123,6 +144,8 @@ func (d *diskNode) failed(op string, off, n int64, err error) syscall.Errno {
 }
 
 func (d *diskNode) Read(ctx context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	ctx, done := d.operation(ctx)
+	defer done()
 	if off >= d.size {
 		return fuse.ReadResultData(nil), 0
 	}
@@ -134,6 +157,8 @@ func (d *diskNode) Read(ctx context.Context, _ fs.FileHandle, dest []byte, off i
 }
 
 func (d *diskNode) Write(ctx context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
+	ctx, done := d.operation(ctx)
+	defer done()
 	switch {
 	case d.readOnly:
 		return 0, syscall.EROFS
@@ -150,6 +175,8 @@ func (d *diskNode) Write(ctx context.Context, _ fs.FileHandle, data []byte, off 
 }
 
 func (d *diskNode) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errno {
+	ctx, done := d.operation(ctx)
+	defer done()
 	if d.readOnly {
 		return 0
 	}
@@ -160,6 +187,8 @@ func (d *diskNode) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall
 }
 
 func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
+	ctx, done := d.operation(ctx)
+	defer done()
 	if d.readOnly {
 		return syscall.EROFS
 	}
@@ -188,6 +217,8 @@ func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint
 }
 
 func (d *diskNode) Lseek(ctx context.Context, _ fs.FileHandle, off uint64, whence uint32) (uint64, syscall.Errno) {
+	ctx, done := d.operation(ctx)
+	defer done()
 	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
 		return 0, syscall.EINVAL
 	}
