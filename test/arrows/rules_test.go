@@ -44,7 +44,7 @@ var foreign = map[string][]string{
 	"cmd/vdbridge": {"github.com/urfave/cli/v2", "golang.org/x/term"},
 	"fusefs":       {"github.com/hanwen/go-fuse/v2"},
 	"nbd":          {"github.com/pojntfx/go-nbd"},
-	"smb/auth":     {"golang.org/x/crypto"},
+	"smb/auth":     {"golang.org/x/crypto", "github.com/jcmturner/gokrb5/v8"},
 }
 
 // sleepers are the files of tests that may call time.Sleep, with the reason why there is nothing to wait for instead.
