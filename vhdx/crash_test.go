@@ -408,7 +408,7 @@ func inspect(ctx context.Context, left *crashfile.File, h *history, ops int, ful
 	}
 	if full {
 		ro := left.Clone()
-		ro.Fail = func(int) error { return errors.New("a read-only open must not write") }
+		ro.Fail = func(int, bool) error { return errors.New("a read-only open must not write") }
 		d, err := Open(ctx, ro, Options{ReadOnly: true})
 		if err != nil {
 			return fmt.Errorf("open read-only: %w", err)

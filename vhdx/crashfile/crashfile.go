@@ -40,8 +40,8 @@ type File struct {
 	// NoPunch makes PunchHole fail with errors.ErrUnsupported, as on a file system without holes.
 	NoPunch bool
 	// Fail, when set, is asked before every change or flush; an error is returned to the caller and the operation does not happen.
-	// It is called with the number of operations recorded so far and must not call the file.
-	Fail func(ops int) error
+	// It is told how many operations were recorded so far and whether this one is a flush, and must not call the file.
+	Fail func(ops int, flush bool) error
 
 	mu     sync.Mutex
 	pages  map[int64]*page
@@ -172,7 +172,7 @@ func (f *File) do(ctx context.Context, o op) error {
 		panic("crashfile: used after Close")
 	}
 	if f.Fail != nil {
-		if err := f.Fail(len(f.ops)); err != nil {
+		if err := f.Fail(len(f.ops), o.kind == opFlush); err != nil {
 			return err
 		}
 	}
