@@ -179,3 +179,34 @@ func TestCompound(t *testing.T) {
 		check(t, "ECHO", rs[1].status(), ntstatus.Success)
 	}
 }
+
+func TestLogonTimeout(t *testing.T) {
+	s := startServer(t, func(c *Config) { c.Limits.LogonTimeout = 50 * time.Millisecond })
+	p := s.dialPeer(t)
+	p.negotiate(wire.Dialect311)
+	p.gone()
+}
+
+// TestBackpressure has far more requests under way than the server may hold in memory.
+func TestBackpressure(t *testing.T) {
+	s := startServer(t, func(c *Config) {
+		c.Limits.InflightConnection, c.Limits.InflightTotal = 256<<10, 384<<10
+	})
+	s.write("f", strings.Repeat("x", 64<<10))
+	for _, seal := range []bool{false, true} {
+		p, q := s.connect(t, wire.Dialect311, "disks"), s.connect(t, wire.Dialect311, "disks")
+		p.seal, q.seal = seal, seal
+		id, id2 := p.open(openReq("f")), q.open(openReq("f"))
+		const n = 60
+		for range n {
+			p.send(p.message(wire.CmdRead, (&wire.ReadRequest{Length: 64 << 10, FileID: id}).Append))
+			q.send(q.message(wire.CmdRead, (&wire.ReadRequest{Length: 64 << 10, FileID: id2}).Append))
+		}
+		for range n {
+			check(t, "READ", p.answer().status(), ntstatus.Success)
+			check(t, "READ", q.answer().status(), ntstatus.Success)
+		}
+		p.tc.Close()
+		q.tc.Close()
+	}
+}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -352,4 +353,90 @@ func TestShutdownFinishesWhatRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.gone()
+}
+
+// TestWithoutOpenat2 is for kernels and sandboxes that have no openat2: names work, links do not.
+func TestWithoutOpenat2(t *testing.T) {
+	s := startServer(t, nil)
+	s.shares[foldName("disks")].noOpenat2.Store(true)
+	outside := t.TempDir()
+	os.WriteFile(outside+"/secret", []byte("x"), 0o666)
+	os.Symlink(outside, s.path("dir"))
+	os.Symlink(outside+"/secret", s.path("file"))
+	os.MkdirAll(s.path("A/b"), 0o777)
+	p := s.connect(t, wire.Dialect311, "disks")
+	for _, name := range []string{`dir\secret`, `dir\new`, `file`, `dir`} {
+		if _, st := p.tryOpen(openReq(name)); !st.IsError() {
+			t.Errorf("%s can be opened", name)
+		}
+	}
+	id := p.open(openReq(`a\B\c`))
+	check(t, "WRITE", p.write(id, 0, "hello"), ntstatus.Success)
+	p.close(id)
+	if b, _ := os.ReadFile(s.path("A/b/c")); string(b) != "hello" {
+		t.Errorf("A/b/c has %q", b)
+	}
+	if list, _ := os.ReadDir(outside); len(list) != 1 {
+		t.Error("something was made outside of the share")
+	}
+}
+
+// TestQueryDirectory lists a directory of many entries in small pieces, resumed and restarted.
+func TestQueryDirectory(t *testing.T) {
+	s := startServer(t, nil)
+	want := map[string]bool{".": true, "..": true}
+	for i := range 300 {
+		name := fmt.Sprintf("Datei %d ä.vhdx", i)
+		s.write(name, "x")
+		want[name] = true
+	}
+	s.write("bad:name", "x") // cannot be named on the wire
+	p := s.connect(t, wire.Dialect311, "disks")
+	req := openReq("")
+	req.DesiredAccess = wire.AccessReadData
+	id := p.open(req)
+	list := func(flags uint8, pattern string, n uint32) ([]fscc.DirEntry, ntstatus.Status) {
+		r := p.ask(wire.CmdQueryDirectory, (&wire.QueryDirectoryRequest{InfoClass: fscc.FileIdBothDirectoryInformation, Flags: flags, FileID: id, OutputBufferLength: n, Pattern: pattern}).Append)
+		if r.status() != ntstatus.Success {
+			return nil, r.status()
+		}
+		out, err := wire.ParseOutputResponse(r.msg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries, err := fscc.ParseIDBothDirectory(out.Buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entries, ntstatus.Success
+	}
+	for round := range 2 {
+		got := map[string]bool{}
+		flags := wire.QueryDirRestart
+		for {
+			entries, st := list(flags, "*", 1000)
+			if st == ntstatus.NoMoreFiles {
+				break
+			}
+			check(t, "QUERY_DIRECTORY", st, ntstatus.Success)
+			for _, e := range entries {
+				if got[e.Name] {
+					t.Errorf("%s comes twice", e.Name)
+				}
+				got[e.Name] = true
+			}
+			flags = 0
+		}
+		if len(got) != len(want) {
+			t.Errorf("round %d: %d names, want %d", round, len(got), len(want))
+		}
+	}
+	entries, st := list(wire.QueryDirReopen|wire.QueryDirSingleEntry, "DATEI 7 Ä.*", 1000)
+	if st != ntstatus.Success || len(entries) != 1 || entries[0].Name != "Datei 7 ä.vhdx" || entries[0].EndOfFile != 1 {
+		t.Errorf("%+v, %v", entries, st)
+	}
+	_, st = list(wire.QueryDirReopen, "nothing*", 1000)
+	check(t, "no match", st, ntstatus.NoSuchFile)
+	_, st = list(wire.QueryDirRestart, "*", 50)
+	check(t, "tiny buffer", st, ntstatus.InfoLengthMismatch)
 }
