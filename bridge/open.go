@@ -71,6 +71,7 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 	}
 	rd, err := rsvd.Open(ctx, create, rsvd.Options{
 		Path: r.loc.Path, Dialect: n.Dialect, Version: o.RSVDVersion, InitiatorID: who.ID, HostName: who.Host, IO: o.IO, ReadOnly: o.ReadOnly, Logger: o.Logger,
+		PadDataIn: o.Pcap != "", // so that Wireshark reads the capture without complaint
 	})
 	switch {
 	case errors.Is(err, rsvd.ErrNotSupported):

@@ -8,8 +8,12 @@
 //
 // Sectors travel as SMB2 READ and WRITE on the shared open (IOSMB), or as READ(16) and WRITE(16) CDBs in the tunnel (IOSCSI). Both
 // reach the same logical unit and the same reservations. IOAuto takes SMB2, as Windows does: it spares 104 bytes and a second parse per
-// request, and on reads as many zero bytes as are to be read, which a data-in request of the tunnel carries; and it can go by RDMA; if the server refuses it, the tunnel is used.
+// request, and it can go by RDMA; if the server refuses it, the tunnel is used.
 // UNMAP, WRITE SAME, COMPARE AND WRITE, GET LBA STATUS and writes with FUA go through the tunnel in either case.
+//
+// A data-in request of the tunnel has a DataBuffer of as many zeros as bytes are wanted ([MS-RSVD] 2.2.4.7), which would double what a bulk read
+// moves. The server has no use for them: it refuses more than DataTransferLength, not less (3.2.5.5.5). So Open asks once, by INQUIRY, whether
+// the server answers the same without; if so, requests for more than 512 bytes go without, until the server refuses one.
 //
 // # What makes data durable
 //

@@ -33,7 +33,10 @@ type fake struct {
 	onIoctl func(code uint32, in []byte) error     // SMB status
 	sense   map[byte]scsiReply                     // stored
 	closed  atomic.Int32
-	padIn   bool
+	padIn   bool   // refuses data-in requests without as many bytes as they ask for
+	padBulk bool   // only those for more than 4096 bytes
+	emptyIn bool   // answers them with nothing
+	zeros   int    // bytes that came with data-in requests
 	size    uint64 // what INITIAL_INFO says; 0: len(data)
 	version uint32
 }
@@ -167,7 +170,11 @@ func (f *fake) scsi(in, in2, out1, out2 []byte) (int, error) {
 	if f.quiet {
 		data = in2
 	}
-	if f.padIn && in[22] == 1 && len(data) != want {
+	bare := in[22] == 1 && len(data) != want
+	if in[22] == 1 {
+		f.zeros += len(data)
+	}
+	if bare && (f.padIn || f.padBulk && want > 4096) {
 		binary.LittleEndian.PutUint32(out1[4:], uint32(ntstatus.InvalidParameter))
 		return 16, nil
 	}
@@ -179,6 +186,9 @@ func (f *fake) scsi(in, in2, out1, out2 []byte) (int, error) {
 		r = *x
 	} else {
 		r = f.unit(cdb, data, want, out2)
+	}
+	if bare && f.emptyIn {
+		r.data = nil
 	}
 	if r.srb == 0 {
 		r.srb = 1
@@ -226,6 +236,9 @@ func (f *fake) unit(cdb, data []byte, want int, place []byte) scsiReply {
 			return scsiReply{data: c.Append16(nil)[:want]}
 		}
 	case scsi.OpInquiry:
+		if cdb[1]&1 == 0 {
+			return scsiReply{data: (&scsi.InquiryData{Vendor: "fake"}).Append(nil)[:min(want, 36)]}
+		}
 		switch scsi.VPDPage(cdb[2]) {
 		case scsi.VPDBlockLimits:
 			l := scsi.BlockLimits{MaxUnmapBlocks: 64, MaxWriteSame: 32}

@@ -108,15 +108,73 @@ func TestShortSenseArea(t *testing.T) {
 	}
 }
 
-// A server may insist on as many bytes with a data-in request as it is to return, as Microsoft's tests send them.
-func TestPaddedDataIn(t *testing.T) {
-	f := newFake(64 << 10)
-	f.padIn = true
+// A server may insist on as many bytes with a data-in request as it is to return, as Microsoft's tests send them. To others, bulk reads go
+// without: they would double what is sent.
+func TestDataInPadding(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		set  func(*fake)
+		pad  bool
+		most int // zeros for three reads of 63 KiB
+	}{
+		{"takes both", func(*fake) {}, false, 0},
+		{"takes both, but the caller wants zeros", func(*fake) {}, true, 3 * 63 << 10},
+		{"refuses without", func(f *fake) { f.padIn = true }, false, 3 * 63 << 10},
+		{"answers nothing without", func(f *fake) { f.emptyIn = true }, false, 3 * 63 << 10},
+		{"refuses bulk without", func(f *fake) { f.padBulk = true }, false, 3 * 63 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(128 << 10)
+			c.set(f)
+			for i := range f.data {
+				f.data[i] = byte(i * 7)
+			}
+			d := openFake(t, f, Options{IO: IOSCSI, PadDataIn: c.pad})
+			f.zeros = 0
+			for range 3 {
+				p := make([]byte, 63<<10)
+				if err := d.Read(bg, p, 4096); err != nil || !bytes.Equal(p, f.data[4096:][:len(p)]) {
+					t.Fatal(err)
+				}
+			}
+			if f.zeros != c.most {
+				t.Errorf("%d zeros were sent, want %d", f.zeros, c.most)
+			}
+			if n := f.count("READ(16)"); n != 3 {
+				t.Errorf("%d reads were executed: %q", n, f.log)
+			}
+		})
+	}
+}
+
+// Many reads meet at once that the server wants zeros.
+func TestDataInPaddingFoundOutByMany(t *testing.T) {
+	f := newFake(1 << 20)
+	f.padBulk = true
 	d := openFake(t, f, Options{IO: IOSCSI})
-	f.data[5] = 9
-	p := make([]byte, 4096)
-	if err := d.Read(bg, p, 0); err != nil || p[5] != 9 {
-		t.Fatal(err)
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			if err := d.Read(bg, make([]byte, 32<<10), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if d.bareIn.Load() {
+		t.Error("it was not remembered")
+	}
+}
+
+// A request that is refused for another reason is not repeated for ever.
+func TestDataInRefused(t *testing.T) {
+	f := newFake(1 << 20)
+	d := openFake(t, f, Options{IO: IOSCSI})
+	n := 0
+	f.onOp = func(tunnel.OpCode) ntstatus.Status { n++; return ntstatus.InvalidParameter }
+	err := d.Read(bg, make([]byte, 32<<10), 0)
+	if s, ok := ntstatus.Of(err); !ok || s != ntstatus.InvalidParameter || n != 2 {
+		t.Errorf("got %v after %d requests", err, n)
 	}
 }
 

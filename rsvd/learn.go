@@ -80,9 +80,14 @@ func (d *Disk) learn(ctx context.Context) error {
 	}
 	d.caps = c
 	if d.opts.IO == IOAuto {
-		return d.choosePath(ctx, buf)
+		if err := d.choosePath(ctx, buf); err != nil {
+			return err
+		}
 	}
-	return nil
+	if !d.smbIO && !d.opts.PadDataIn {
+		d.probeBare(ctx)
+	}
+	return ctx.Err()
 }
 
 // limit takes over what page B0 says.

@@ -40,6 +40,8 @@ type Options struct {
 	HostName string
 	// IO is the data path.
 	IO IO
+	// PadDataIn sends zeros with every data-in request, also to a server that does not want them: Wireshark takes a request without for malformed.
+	PadDataIn bool
 	// ReadOnly refuses all that changes the disk, and does not ask the server for write access.
 	ReadOnly bool
 	// Contexts are further create contexts, sent after that of RSVD.
@@ -69,6 +71,7 @@ type Disk struct {
 	maxRW      int // bytes of one READ(16) or WRITE(16)
 
 	smbIO    bool        // READ and WRITE go by SMB2
+	bareIn   atomic.Bool // bulk data-in requests go without zeros
 	noFlush  atomic.Bool // the server has no FLUSH
 	noSync   atomic.Bool // the unit has no SYNCHRONIZE CACHE(16)
 	noSync10 atomic.Bool // nor the one of 10 bytes

@@ -22,10 +22,15 @@ var zeros [maxSCSIData]byte
 
 // call is what one SCSI operation needs beside its data. It is pooled: the way of a 4 KiB read must not allocate.
 type call struct {
-	req [scsiOverhead]byte
-	rep [scsiOverhead]byte
-	cdb scsi.CDB
+	req  [scsiOverhead]byte
+	rep  [scsiOverhead]byte
+	cdb  scsi.CDB
+	bare bool // wanted: a data-in request without zeros, however small
+	lean bool // the last exchange was a data-in request without zeros
 }
+
+// smallIn is up to how many bytes of data-in a request always carries zeros: so few cost nothing, and it is what every server knows.
+const smallIn = 512
 
 // SRB flags as Windows sends them with the direction. Servers only echo them. [MS-RSVD] 2.2.4.7
 const srbFlags = tunnel.SRBFlagQueueActionEnable | tunnel.SRBFlagDisableSynchTransfer | tunnel.SRBFlagNoQueueFreeze | tunnel.SRBFlagPortAllocSense
@@ -43,8 +48,11 @@ func (d *Disk) exchange(ctx context.Context, c *call, out, in []byte) (int, erro
 	case len(in) > 0:
 		r.Disposition, r.SRBFlags, r.DataTransferLength = tunnel.DispositionIn, srbFlags|tunnel.SRBFlagDataIn, uint32(len(in))
 		// DataBuffer has DataTransferLength bytes in a request, whatever the direction: Microsoft's tests send zeros, and Wireshark takes a request
-		// without them for malformed. [MS-RSVD] 2.2.4.7
-		out = zeros[:min(len(in), len(zeros))]
+		// without them for malformed. [MS-RSVD] 2.2.4.7. A server has no use for them, and refuses only more than that (3.2.5.5.5), so bulk
+		// reads are sent without, to a server that is known to take it.
+		if c.lean = c.bare || len(in) > smallIn && d.bareIn.Load(); !c.lean {
+			out = zeros[:min(len(in), len(zeros))]
+		}
 	default:
 		r.Disposition, r.SRBFlags = tunnel.DispositionNone, srbFlags
 	}
@@ -123,10 +131,41 @@ func (d *Disk) run(ctx context.Context, c *call, out, in []byte, change bool) (i
 		if err == nil {
 			return got, nil
 		}
+		if len(in) > 0 && c.lean && wantsPadding(err) {
+			if d.bareIn.CompareAndSwap(true, false) {
+				d.log.Info("the server wants zeros with data-in requests", "path", d.path, "err", err)
+			}
+			continue // with zeros
+		}
 		if again, err := d.recover(ctx, err, attempt, change); !again {
 			return got, err
 		}
 	}
+}
+
+// wantsPadding says that the server may have refused a data-in request because it came without a DataBuffer.
+func wantsPadding(err error) bool {
+	s, ok := ntstatus.Of(err)
+	return ok && (s == ntstatus.InvalidParameter || s == ntstatus.InfoLengthMismatch || s == ntstatus.BufferTooSmall)
+}
+
+// probeBare finds out whether the server answers a data-in request that has no DataBuffer just as one that has: by INQUIRY, which is always allowed and
+// changes nothing. Whatever speaks against it leaves the zeros where they are.
+func (d *Disk) probeBare(ctx context.Context) {
+	const n = 36
+	var with, without [n]byte
+	a, err := d.command(ctx, scsi.Inquiry(n), nil, with[:], false)
+	if err != nil || a == 0 {
+		return
+	}
+	c := d.calls.Get().(*call)
+	defer d.calls.Put(c)
+	c.cdb, c.bare = scsi.Inquiry(n), true
+	b, err := d.exchange(ctx, c, nil, without[:])
+	c.bare = false
+	ok := err == nil && a == b && with == without
+	d.bareIn.Store(ok)
+	d.log.Debug("data-in requests", "path", d.path, "without_zeros", ok, "err", err)
 }
 
 // Bounds of repeating.
