@@ -130,6 +130,7 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	}
 	out := &console{w: o.Output}
 	cmd.Stdout = out
+	started := time.Now()
 	p, err := lab.Start(cmd, start)
 	if err != nil {
 		return res, err
@@ -143,7 +144,7 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 	res.Output = out.all.String()
 	status, rerr := os.ReadFile(filepath.Join(work, "status"))
 	if ctx.Err() != nil && rerr != nil {
-		return res, fmt.Errorf("%w: killed after %v (%v)", ErrDied, o.Timeout, ctx.Err())
+		return res, fmt.Errorf("%w: killed after %v (%w)", ErrDied, time.Since(started).Round(time.Second), ctx.Err())
 	}
 	if rerr != nil {
 		return res, fmt.Errorf("%w: it left no exit status; the console had:\n%s", ErrDied, tail(p.Output(), 2000))
