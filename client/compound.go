@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -129,6 +130,21 @@ func (c *Conn) joinOnce() bool {
 		c.sendCompound(k)
 	}
 	return more
+}
+
+// expedite sends r alone if it is still in the queue. Should r have been sent, freed and used for another request in the meantime, it is that one
+// that goes out alone, which does no harm.
+func (c *Conn) expedite(r *request) {
+	j := &c.joiner
+	j.mu.Lock()
+	i := slices.Index(j.queue, r)
+	if i >= 0 {
+		j.queue = slices.Delete(j.queue, i, i+1)
+	}
+	j.mu.Unlock()
+	if i >= 0 {
+		r.hand()
+	}
 }
 
 // sendCompound completes the headers of the requests and sends them together.

@@ -198,8 +198,9 @@ func (p *peer) account(q *query) {
 		p.commands = append(p.commands, q.Command)
 	}
 	if q.Command == wire.CmdCancel {
-		if !p.used[q.MessageID] {
-			p.t.Errorf("CANCEL of message id %d, which was never used", q.MessageID)
+		// It may overtake its request by a hair, when that is just being joined with others.
+		if q.MessageID >= p.high {
+			p.t.Errorf("CANCEL of message id %d, which was never granted", q.MessageID)
 		}
 		return
 	}

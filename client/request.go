@@ -323,7 +323,9 @@ func (r *request) sealMessage(n int) error {
 	for _, p := range r.segs[:n] {
 		at += copy(r.sealed.b[at:], p)
 	}
-	r.in1, r.in2 = nil, nil
+	if r.in1 != nil || r.in2 != nil { // a request that was joined has none, and is not its caller's alone here
+		r.in1, r.in2 = nil, nil
+	}
 	return r.sess.ch.sealer.Seal(r.sealed.b)
 }
 
@@ -433,6 +435,7 @@ func (r *request) abandon() bool {
 	}
 	cancel := c.cancelFor(r)
 	c.mu.Unlock()
+	c.expedite(r) // what is not sent cannot be cancelled
 	cancel.send()
 	cancel.unref()
 	if borrowed {
