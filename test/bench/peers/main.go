@@ -24,6 +24,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cloudsoda/go-smb2"
@@ -52,6 +53,10 @@ type protection struct {
 	signed bool
 	sealed bool
 }
+
+var maxIO = flag.Int("maxio", 0, "client.Config.MaxIO of ours")
+
+var cpu = flag.Bool("cpu", false, "print the CPU time of client and server per request")
 
 func main() {
 	rounds := flag.Int("rounds", 5, "rounds to take the median of")
@@ -203,10 +208,17 @@ func measure(p peer, prot protection, size int64, block, depth int) (float64, er
 		return 0, err
 	}
 	start := time.Now()
+	mine, theirs := ownCPU(), childCPU(prot.server)
 	if err := blast(read, block, depth, total, size); err != nil {
 		return 0, err
 	}
-	return float64(total) / time.Since(start).Seconds(), nil
+	took := time.Since(start)
+	if *cpu {
+		n := float64(total / int64(block))
+		fmt.Printf("%s: CPU per request: client %.1f µs, server %.1f µs; took %.1f µs\n", p.name,
+			(ownCPU()-mine)/n*1e6, (childCPU(prot.server)-theirs)/n*1e6, took.Seconds()/n*1e6)
+	}
+	return float64(total) / took.Seconds(), nil
 }
 
 // blast reads total bytes in blocks, depth at a time.
@@ -233,9 +245,34 @@ func blast(read reader, block, depth int, total, size int64) error {
 	return errors.Join(errs...)
 }
 
+// ownCPU returns the CPU seconds of this process.
+func ownCPU() float64 {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
+
+// childCPU returns the CPU seconds of all processes of the server.
+func childCPU(s *smbd.Server) float64 {
+	ticks := 0
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		b, _ := os.ReadFile(name)
+		_, rest, ok := strings.Cut(string(b), ") ")
+		f := strings.Fields(rest)
+		if !ok || len(f) < 13 || f[2] != strconv.Itoa(s.Pid()) { // process group
+			continue
+		}
+		u, _ := strconv.Atoi(f[11])
+		k, _ := strconv.Atoi(f[12])
+		ticks += u + k
+	}
+	return float64(ticks) / 100
+}
+
 func ours(p protection) (reader, func(), error) {
 	ctx := context.Background()
-	c, err := client.Dial(ctx, p.server.Addr, client.Config{Unsigned: !p.signed && !p.sealed, Seal: p.sealed})
+	c, err := client.Dial(ctx, p.server.Addr, client.Config{Unsigned: !p.signed && !p.sealed, Seal: p.sealed, MaxIO: *maxIO})
 	if err != nil {
 		return nil, nil, err
 	}
