@@ -9,5 +9,5 @@
 //
 // # Durability
 //
-// fsync of disk.raw flushes the disk. The end of the mount flushes it too.
+// fsync of disk.raw flushes the disk, and so does closing it when it was written to. The end of the mount flushes it too.
 package fusefs

@@ -21,7 +21,7 @@ import (
 // returns what the read returned.
 func signalled(t *testing.T, v *view, entered <-chan struct{}, then func()) (int, error) {
 	t.Helper()
-	f := open(t, v.raw, os.O_RDONLY)
+	fd := int(open(t, v.raw, os.O_RDONLY).Fd())
 	tid := make(chan int, 1)
 	type result struct {
 		n   int
@@ -31,7 +31,7 @@ func signalled(t *testing.T, v *view, entered <-chan struct{}, then func()) (int
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		tid <- unix.Gettid()
-		n, err := unix.Pread(int(f.Fd()), make([]byte, 4096), 0)
+		n, err := unix.Pread(fd, make([]byte, 4096), 0)
 		done <- result{n, err}
 	}()
 	id := <-tid

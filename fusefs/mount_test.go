@@ -275,7 +275,16 @@ func TestErrorsAndFlushes(t *testing.T) {
 	if d.Flushes() != before+1 {
 		t.Errorf("fsync flushed the disk %d times", d.Flushes()-before)
 	}
-	f.Close()
+	before = d.Flushes()
+	if _, err := f.WriteAt(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d.Flushes() != before+1 {
+		t.Errorf("closing a file that was written flushed the disk %d times", d.Flushes()-before)
+	}
 	before = d.Flushes()
 	if err := v.end(); err != nil {
 		t.Fatal(err)

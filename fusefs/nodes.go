@@ -27,6 +27,7 @@ var (
 	_ fs.NodeReader    = (*diskNode)(nil)
 	_ fs.NodeWriter    = (*diskNode)(nil)
 	_ fs.NodeFsyncer   = (*diskNode)(nil)
+	_ fs.NodeFlusher   = (*diskNode)(nil)
 	_ fs.NodeAllocater = (*diskNode)(nil)
 	_ fs.NodeLseeker   = (*diskNode)(nil)
 	_ fs.NodeGetattrer = (*diskNode)(nil)
@@ -57,6 +58,7 @@ type diskNode struct {
 
 	interruptAfter time.Duration
 	written        atomic.Int64 // Unix nanoseconds of the last write
+	dirty          atomic.Bool  // written to since the last flush began
 	log            *slog.Logger
 	logged         atomic.Int64
 }
@@ -170,20 +172,45 @@ func (d *diskNode) Write(ctx context.Context, _ fs.FileHandle, data []byte, off 
 	if err := d.write(ctx, data, off); err != nil {
 		return 0, d.failed("write", off, int64(len(data)), err)
 	}
-	d.written.Store(time.Now().UnixNano())
+	d.wrote()
 	return uint32(len(data)), 0
 }
 
 func (d *diskNode) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errno {
 	ctx, done := d.operation(ctx)
 	defer done()
+	return d.flush(ctx)
+}
+
+// Flush is called when a file is closed. umount returns before this process has done its own last flush, so what was written is made
+// durable here: whoever detaches a loop device, or closes the file, can rely on it.
+func (d *diskNode) Flush(ctx context.Context, _ fs.FileHandle) syscall.Errno {
+	ctx, done := d.operation(ctx)
+	defer done()
+	if !d.dirty.Load() {
+		return 0
+	}
+	return d.flush(ctx)
+}
+
+func (d *diskNode) flush(ctx context.Context) syscall.Errno {
 	if d.readOnly {
 		return 0
 	}
+	d.dirty.Store(false)
 	if err := d.disk.Flush(ctx); err != nil {
+		d.dirty.Store(true)
 		return d.failed("flush", 0, d.size, err)
 	}
 	return 0
+}
+
+// wrote notes a change of the disk.
+func (d *diskNode) wrote() {
+	d.written.Store(time.Now().UnixNano())
+	if !d.dirty.Load() {
+		d.dirty.Store(true)
+	}
 }
 
 func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
@@ -212,7 +239,7 @@ func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint
 	if err := d.zero(ctx, int64(off), n, unmap); err != nil {
 		return d.failed("zero", int64(off), n, err)
 	}
-	d.written.Store(time.Now().UnixNano())
+	d.wrote()
 	return 0
 }
 
