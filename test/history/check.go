@@ -1,0 +1,208 @@
+package history
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// Violation says that no order of the operations explains what was seen of a cell.
+type Violation struct {
+	Cell   int
+	Report string // the operations around the first impossible one
+}
+
+func (v *Violation) Error() string {
+	return fmt.Sprintf("cell %d: no order of the operations explains the results. The history up to the first impossible one:\n%s", v.Cell, v.Report)
+}
+
+// Undecided says that the search took too long.
+type Undecided struct {
+	Cell, Ops int
+	Report    string // where the search became slow
+}
+
+func (u *Undecided) Error() string {
+	return fmt.Sprintf("cell %d: %d operations could not be judged in time. The history up to where it becomes hard:\n%s", u.Cell, u.Ops, u.Report)
+}
+
+const never = math.MaxInt64
+
+// Check judges a history over the given number of cells. patience bounds the search for each.
+func Check(ops []Op, cells int, patience time.Duration) error {
+	for c := range cells {
+		h := prepare(ops, c)
+		switch judge(h, patience) {
+		case porcupine.Unknown:
+			return &Undecided{c, len(h), explain(h, patience/20)}
+		case porcupine.Illegal:
+			return &Violation{c, explain(h, patience)}
+		}
+	}
+	return nil
+}
+
+var model = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{newState()} },
+	Step: func(s, in, _ any) []any {
+		next := s.(*state).step(in.(*Op))
+		out := make([]any, len(next))
+		for i, n := range next {
+			out[i] = n
+		}
+		return out
+	},
+	Equal: func(a, b any) bool { return a.(*state).equal(b.(*state)) },
+}).ToModel()
+
+func judge(h []*Op, patience time.Duration) porcupine.CheckResult {
+	p := make([]porcupine.Operation, len(h))
+	for i, o := range h {
+		p[i] = porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return}
+	}
+	return porcupine.CheckOperationsTimeout(model, p, patience)
+}
+
+// explain finds the shortest beginning of the history that is impossible, and prints its end.
+func explain(h []*Op, patience time.Duration) string {
+	ends := make([]int64, 0, len(h))
+	for _, o := range h {
+		if o.Return != never {
+			ends = append(ends, o.Return)
+		}
+	}
+	slices.Sort(ends)
+	cut := func(t int64) (out []*Op) {
+		for _, o := range h {
+			switch {
+			case o.Return <= t:
+				out = append(out, o)
+			case o.Call <= t && o.Kind != Read && o.Kind != Status:
+				c := *o
+				c.Return = never
+				out = append(out, &c)
+			}
+		}
+		return out
+	}
+	i, _ := slices.BinarySearchFunc(ends, true, func(t int64, _ bool) int {
+		if judge(cut(t), patience) != porcupine.Ok {
+			return 0
+		}
+		return -1
+	})
+	if i == len(ends) {
+		i--
+	}
+	part := cut(ends[i])
+	slices.SortFunc(part, func(a, b *Op) int { return int(min(1, max(-1, a.Call-b.Call))) })
+	var b strings.Builder
+	if len(part) > 60 {
+		part = part[len(part)-60:]
+	}
+	for _, o := range part {
+		mark := "  "
+		if o.Return == ends[i] {
+			mark = "* "
+		}
+		b.WriteString(mark + o.String() + "\n")
+	}
+	return b.String()
+}
+
+// prepare selects what concerns a cell, and settles what is unknown: such a write took effect before somebody first saw it, or may as
+// well not have happened, as every write has a value of its own. That keeps the search short.
+func prepare(ops []Op, cell int) []*Op {
+	type seen struct {
+		sector int
+		v      Value
+	}
+	first := make(map[seen]int64) // when a value was seen first: the end of that operation
+	var zeros [CellSectors]int64  // when zeros were seen last
+	var crashes, changes []Op
+	for i := range ops {
+		o := &ops[i]
+		switch {
+		case o.Kind == Crash:
+			crashes = append(crashes, *o)
+		case o.Kind == Read && o.Outcome == Done && o.Cell == cell:
+			for j, v := range o.Vals {
+				k := seen{o.First + j, v}
+				if t, ok := first[k]; !ok || o.Return < t {
+					first[k] = o.Return
+				}
+				if v == 0 {
+					zeros[o.First+j] = max(zeros[o.First+j], o.Return)
+				}
+			}
+		}
+		if o.Kind >= Register && o.Kind != Status && o.Outcome != Conflict {
+			changes = append(changes, *o)
+		}
+	}
+	// died is when the server that got a request had died for sure.
+	died := func(o *Op) int64 {
+		for i := range crashes {
+			if crashes[i].Call > o.Call {
+				return crashes[i].Return
+			}
+		}
+		return never
+	}
+	for i := range changes {
+		if changes[i].Outcome == Unknown {
+			changes[i].Return = died(&changes[i])
+		}
+	}
+	var out, dropped []*Op
+	for i := range ops {
+		o := ops[i]
+		if o.data() && o.Cell != cell || o.Outcome == Refused && (!o.data() || o.Kind == Read) {
+			continue
+		}
+		switch {
+		case o.Outcome == Conflict && (o.data() || o.Kind == Flush):
+			// While a change of the reservations is under way, rights are withdrawn first and given last.
+			if o.Kind == Flush || slices.ContainsFunc(changes, func(c Op) bool { return c.Call <= o.Return && c.Return >= o.Call }) {
+				continue
+			}
+		case o.Outcome != Unknown:
+		case o.Kind == Read || o.Kind == Flush || o.Kind == Status:
+			continue
+		case !o.data():
+			o.Return = died(&o)
+		default:
+			// Every request of these is one command, which happens at one moment; but the power may fail in the middle.
+			p := Op{Kind: Write, Outcome: Unknown, Client: o.Client, Call: o.Call, Return: died(&o), Cell: cell, First: o.First, Vals: o.Vals}
+			keep := false
+			for j, v := range o.Vals {
+				p.maybe |= 1 << j
+				if v == 0 {
+					keep = keep || zeros[p.First+j] > p.Call
+				} else if t, ok := first[seen{p.First + j, v}]; ok {
+					p.maybe &^= 1 << j
+					p.Outcome, p.Return, keep = Done, min(t, p.Return), true
+				}
+			}
+			if keep {
+				out = append(out, &p)
+			} else {
+				dropped = append(dropped, &p)
+			}
+			continue
+		}
+		out = append(out, &o)
+	}
+	for _, o := range out {
+		if o.Kind == CompareAndWrite && o.Outcome == Mismatch {
+			o.lenient = slices.ContainsFunc(dropped, func(d *Op) bool {
+				return d.Call < o.Return && d.First < o.First+len(o.Want) && o.First < d.First+len(d.Vals)
+			})
+		}
+	}
+	return out
+}
