@@ -363,7 +363,9 @@ func TestCrash(t *testing.T) {
 				n, deep := 0, 0
 				f.Crashes(start, func(m crashfile.Moment) bool {
 					chances := []float64{[]float64{0.5, 0, 0.8, 0.5, 1}[m.Ops%5]}
-					edge := c.rare == 0 && (m.Ops < 12 || m.Ops > f.Ops()-12) // where a session begins and ends each step is there only once
+					off, _ := m.Last()
+					inLog := c.every > 1 && off >= mib && off < 2*mib                                  // these cases are about the log
+					edge := inLog && m.Ops%8 == 0 || c.rare == 0 && (m.Ops < 12 || m.Ops > f.Ops()-12) // where a session begins and ends each step is there only once
 					if edge {
 						chances = []float64{0, 0.2, 0.5, 0.5, 0.8}
 					}

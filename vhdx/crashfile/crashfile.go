@@ -290,6 +290,14 @@ func (f *File) Crashes(start *File, fn func(m Moment) bool) {
 	}
 }
 
+// Last is the place of the operation that was issued last; n is 0 if it was no write.
+func (m Moment) Last() (off, n int64) {
+	if k := len(m.unsynced); k > 0 && m.unsynced[k-1].kind == opWrite {
+		return m.unsynced[k-1].off, int64(len(m.unsynced[k-1].data))
+	}
+	return 0, 0
+}
+
 // After builds a file that could be found after a crash: of the operations since the last flush it keeps each sector of each write
 // with the given chance, in order. Chance 0 forgets all of them, 1 keeps all.
 func (m Moment) After(rng *rand.Rand, chance float64, sector int64) *File {
