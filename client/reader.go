@@ -131,25 +131,35 @@ func (c *Conn) readFrame(n int) (*frame, error) {
 	return f, nil
 }
 
-// receiveDirect handles the replies whose payload the caller has a place for: it goes there from the socket. It says false if the reply must be
-// handled in the general way. head is the beginning of the reply of n bytes.
-func (c *Conn) receiveDirect(h *wire.Header, head []byte, n int) (bool, error) {
-	off, size := 0, 0
+// payloadAt returns where the payload of a READ or IOCTL reply lies; size is 0 for others, and for those without. head is the beginning of
+// the reply of n bytes.
+func payloadAt(h *wire.Header, head []byte, n int) (off, size int, err error) {
 	switch status := ntstatus.Status(h.Status); {
 	case h.Command == wire.CmdRead && status == ntstatus.Success:
 		r, err := wire.ParseReadResponse(head, n)
 		if err != nil {
-			return false, protocolError(err)
+			return 0, 0, protocolError(err)
 		}
-		off, size = int(r.DataOffset), int(r.DataLength)
+		return int(r.DataOffset), int(r.DataLength), nil
 	case h.Command == wire.CmdIoctl && (status == ntstatus.Success || status == ntstatus.BufferOverflow):
 		r, at, err := wire.ParseIoctlResponseFixed(head, n)
-		if err != nil {
-			return false, protocolError(err)
+		if err != nil && status == ntstatus.BufferOverflow {
+			return 0, 0, nil // perhaps the warning has the form of an error
 		}
-		off, size = at, int(r.OutputCount)
-	default:
-		return false, nil
+		if err != nil {
+			return 0, 0, protocolError(err)
+		}
+		return at, int(r.OutputCount), nil
+	}
+	return 0, 0, nil
+}
+
+// receiveDirect handles the replies whose payload the caller has a place for: it goes there from the socket. It says false if the reply must be
+// handled in the general way. head is the beginning of the reply of n bytes.
+func (c *Conn) receiveDirect(h *wire.Header, head []byte, n int) (bool, error) {
+	off, size, err := payloadAt(h, head, n)
+	if err != nil {
+		return false, err
 	}
 	tail := n - off - size
 	if size == 0 || off > prefixSize || tail >= 8 {
@@ -177,7 +187,7 @@ func (c *Conn) receiveDirect(h *wire.Header, head []byte, n int) (bool, error) {
 	r.state = stateFilling
 	woken, dry := c.settle(r, h)
 	c.mu.Unlock()
-	err := c.settled(woken, dry)
+	err = c.settled(woken, dry)
 
 	r.h = *h
 	r.n = size
@@ -343,6 +353,7 @@ func (c *Conn) deliver(f *frame, h *wire.Header, msg []byte, opened bool) error 
 		return c.settled(woken, dry)
 	}
 	abandoned := r.state == stateAbandoned
+	place := opened && r.direct && !abandoned
 	r.state = stateDelivered
 	woken, dry := c.settle(r, h)
 	c.mu.Unlock()
@@ -352,10 +363,29 @@ func (c *Conn) deliver(f *frame, h *wire.Header, msg []byte, opened bool) error 
 	f.ref()
 	if abandoned {
 		c.orphan(r)
-	} else {
-		r.done <- struct{}{}
+		return err
 	}
+	if place && r.place() {
+		// The frame is free for the next message, however long the caller takes to wake up.
+		f.unref()
+	}
+	r.done <- struct{}{}
 	return err
+}
+
+// place copies the payload of a reply that came sealed to where it belongs, and gives up the message. It says false if the caller must see
+// the whole message.
+func (r *request) place() bool {
+	off, size, err := payloadAt(&r.h, r.msg, len(r.msg))
+	if err != nil || size == 0 || size > len(r.dst1)+len(r.dst2) {
+		return false
+	}
+	data := r.msg[off : off+size]
+	m := copy(r.dst1, data)
+	copy(r.dst2, data[m:])
+	r.n = size
+	r.msg, r.frame = nil, nil
+	return true
 }
 
 // notified handles what the server sends on its own account. This client asks for no oplocks, so a break that comes all the same
