@@ -235,6 +235,9 @@ func (s *Server) Stop() error {
 	return err
 }
 
+// Pid returns the process id of smbd, which is also that of its process group.
+func (s *Server) Pid() int { return s.cmd.Process.Pid }
+
 // Kill ends the server at once, as a crash would, and leaves its state.
 func (s *Server) Kill() {
 	s.kill(syscall.SIGKILL)
