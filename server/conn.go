@@ -67,7 +67,7 @@ type conn struct {
 
 	memory  memoryLimit
 	workers workers
-	lastSn  atomic.Pointer[session] // the session used last
+	last    atomic.Pointer[channel] // the session used last
 
 	queued   atomic.Int64  // replies handed to the sender and not released yet
 	released atomic.Uint64 // replies released
@@ -80,15 +80,16 @@ type conn struct {
 	running  request // head of the ring of requests that were admitted and are not answered
 	tick     uint32
 	pending  map[uint64]*pendingOp // by AsyncId
-	sessions map[uint64]*session
-	ended    *session // the last session that ended
+	sessions map[uint64]*channel
+	bindings map[uint64]*channel // that are being authenticated; of the reading goroutine
+	ended    *channel            // the last session that ended
 	asyncID  uint64
 	draining chan struct{} // closed when nothing is running; set by quiesce
 	nRunning int
 }
 
 func newConn(s *Server, tc transport.Conn) *conn {
-	c := &conn{srv: s, tc: tc, pending: map[uint64]*pendingOp{}, sessions: map[uint64]*session{}}
+	c := &conn{srv: s, tc: tc, pending: map[uint64]*pendingOp{}, sessions: map[uint64]*channel{}, bindings: map[uint64]*channel{}}
 	c.log = s.log.With("client", tc.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(s.ctx)
 	c.memory.limit = s.lim.InflightConnection
@@ -129,10 +130,11 @@ func (c *conn) run() {
 	stopAfter()
 	c.cancelPending()
 	c.workers.close()
+	c.cancelPending() // those that began meanwhile
 	janitor.Wait()
 	c.sender.Close()
-	for _, sn := range c.takeSessions() {
-		c.srv.dropSession(sn)
+	for _, ch := range c.takeSessions() {
+		ch.drop()
 	}
 	cause := context.Cause(c.ctx)
 	switch {
@@ -143,15 +145,15 @@ func (c *conn) run() {
 	}
 }
 
-func (c *conn) takeSessions() []*session {
+func (c *conn) takeSessions() []*channel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]*session, 0, len(c.sessions))
-	for _, sn := range c.sessions {
-		out = append(out, sn)
+	out := make([]*channel, 0, len(c.sessions))
+	for _, ch := range c.sessions {
+		out = append(out, ch)
 	}
 	clear(c.sessions)
-	c.lastSn.Store(nil)
+	c.last.Store(nil)
 	return out
 }
 
@@ -248,28 +250,28 @@ func (c *conn) findTransformSession(w *work) error {
 	if !ok || uint64(size) != uint64(len(w.buf.b)-wire.TransformHeaderSize) {
 		return fmt.Errorf("encrypted message of %d bytes says %d: %w", len(w.buf.b), size, errProtocol)
 	}
-	sn := c.session(id)
-	if sn == nil || sn.state.Load() == sessionInProgress || sn.sealer == nil {
+	ch := c.channel(id)
+	if ch == nil || ch.sn.state.Load() == sessionInProgress || ch.sn.sealer == nil {
 		return fmt.Errorf("encrypted message for unknown session %#x: %w", id, errProtocol)
 	}
-	w.transform = sn
+	w.transform = ch.sn
 	return nil
 }
 
-// session finds a session of this connection.
-func (c *conn) session(id uint64) *session {
-	if sn := c.lastSn.Load(); sn != nil && sn.id == id {
-		return sn
+// channel finds a session of this connection.
+func (c *conn) channel(id uint64) *channel {
+	if ch := c.last.Load(); ch != nil && ch.sn.id == id {
+		return ch
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sn := c.sessions[id]
-	if sn != nil {
-		c.lastSn.Store(sn)
-	} else if c.ended != nil && c.ended.id == id {
+	ch := c.sessions[id]
+	if ch != nil {
+		c.last.Store(ch)
+	} else if c.ended != nil && c.ended.sn.id == id {
 		return c.ended
 	}
-	return sn
+	return ch
 }
 
 // admit checks the structure of the message and its identifiers against the window, and notes its requests as running. run is false when
@@ -409,9 +411,9 @@ func (c *conn) janitor() {
 func (c *conn) expireSessions(then time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, sn := range c.sessions {
-		if sn.proved.Load() < then.UnixNano() {
-			sn.expire()
+	for _, ch := range c.sessions {
+		if ch.sn.proved.Load() < then.UnixNano() {
+			ch.sn.expire()
 		}
 	}
 }

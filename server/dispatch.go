@@ -8,7 +8,7 @@ import (
 // handle runs one request and appends the body of its reply. An error ends the connection.
 func (r *request) handle() (ntstatus.Status, error) {
 	if !r.rel {
-		r.sess, r.tree, r.chainOpen = nil, nil, false
+		r.sess, r.signer, r.tree, r.chainOpen = nil, nil, nil, false
 	}
 	if !r.rel {
 		r.chainError = ntstatus.Success
@@ -18,8 +18,8 @@ func (r *request) handle() (ntstatus.Status, error) {
 	}
 	if r.w.orphan {
 		// The first requests are related ones: there is nothing to which they could be related. The replies are signed if possible.
-		if sn := r.c.session(r.hdr.SessionID); sn != nil && sn.established() {
-			r.sess = sn
+		if ch := r.c.channel(r.hdr.SessionID); ch != nil && ch.sn.established() {
+			r.sess, r.signer = ch.sn, ch.signer
 		}
 		return ntstatus.InvalidParameter, nil
 	}
@@ -84,8 +84,8 @@ func (r *request) echo() ntstatus.Status {
 		return ntstatus.InvalidParameter
 	}
 	if r.hdr.SessionID != 0 && !r.rel {
-		if sn := r.c.session(r.hdr.SessionID); sn != nil && sn.established() {
-			r.sess = sn
+		if ch := r.c.channel(r.hdr.SessionID); ch != nil && ch.sn.established() {
+			r.sess, r.signer = ch.sn, ch.signer
 			if r.hdr.Flags&wire.FlagSigned != 0 || r.w.transform != nil {
 				if st := r.verify(); st != ntstatus.Success {
 					return st
@@ -104,14 +104,11 @@ func (r *request) findSession() ntstatus.Status {
 			return ntstatus.InvalidParameter
 		}
 	} else {
-		sn := r.c.session(r.hdr.SessionID)
-		if sn == nil {
+		ch := r.c.channel(r.hdr.SessionID)
+		if ch == nil || ch.sn.state.Load() == sessionInProgress {
 			return ntstatus.UserSessionDeleted
 		}
-		if sn.state.Load() == sessionInProgress {
-			return ntstatus.UserSessionDeleted
-		}
-		r.sess = sn
+		r.sess, r.signer = ch.sn, ch.signer
 	}
 	if st := r.verify(); st != ntstatus.Success {
 		return st

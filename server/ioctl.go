@@ -2,11 +2,7 @@ package server
 
 import (
 	"fmt"
-	"net"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -224,50 +220,6 @@ func (r *request) validateNegotiate(req *wire.IoctlRequest) (ntstatus.Status, er
 	le.PutUint16(out[20:], wire.NegotiateSigningEnabled|wire.NegotiateSigningRequired)
 	le.PutUint16(out[22:], uint16(c.dialect))
 	return r.endOutput(req, 24), nil
-}
-
-// networkInterfaces handles FSCTL_QUERY_NETWORK_INTERFACE_INFO: the address by which the client has come, as others need not be listened on. [MS-SMB2] 3.3.5.15.11
-func (r *request) networkInterfaces(req *wire.IoctlRequest) ntstatus.Status {
-	if r.c.dialect < wire.Dialect300 {
-		return ntstatus.NotSupported
-	}
-	addr, ok := r.c.tc.LocalAddr().(*net.TCPAddr)
-	if !ok {
-		return ntstatus.NotSupported
-	}
-	const size = 152
-	if req.MaxOutputResponse < size {
-		return ntstatus.BufferTooSmall
-	}
-	index, speed := 1, uint64(1e9)
-	if ifs, err := net.Interfaces(); err == nil {
-		for _, i := range ifs {
-			addrs, _ := i.Addrs()
-			for _, a := range addrs {
-				if n, ok := a.(*net.IPNet); ok && n.IP.Equal(addr.IP) {
-					index = i.Index
-					if b, err := os.ReadFile("/sys/class/net/" + i.Name + "/speed"); err == nil {
-						if v, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 32); err == nil && v > 0 {
-							speed = v * 1e6
-						}
-					}
-				}
-			}
-		}
-	}
-	req.FileID = wire.RelatedFileID
-	out := r.beginOutput(size)
-	clear(out)
-	le.PutUint32(out[4:], uint32(index))
-	le.PutUint64(out[16:], speed)
-	if ip4 := addr.IP.To4(); ip4 != nil {
-		le.PutUint16(out[24:], 2)
-		copy(out[28:], ip4)
-	} else {
-		le.PutUint16(out[24:], 0x17)
-		copy(out[32:], addr.IP.To16())
-	}
-	return r.endOutput(req, size)
 }
 
 // setSparse handles FSCTL_SET_SPARSE. Every file can have holes; the attribute is what the client sees of it. [MS-FSCC] 2.3.69

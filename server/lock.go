@@ -42,6 +42,7 @@ type lockTable struct {
 // lockWait is a LOCK request that waits.
 type lockWait struct {
 	lock byteLock
+	seq  uint32 // LockSequence of the request
 	op   *pendingOp
 	obj  *object
 }
@@ -114,6 +115,9 @@ func (t *lockTable) dropOwner(o *open) []*lockWait {
 // granted tells the client that it has its lock; if it has gone or cancelled in the meantime, the lock is given back.
 func (w *lockWait) granted() {
 	if w.op.complete(ntstatus.Success, wire.AppendEmptyResponse(nil)) {
+		w.obj.mu.Lock()
+		w.lock.owner.noteLock(w.seq)
+		w.obj.mu.Unlock()
 		return
 	}
 	w.obj.giveBack(&w.lock)
@@ -177,16 +181,57 @@ func (r *request) lock() ntstatus.Status {
 	if len(req.Locks) > maxLocks {
 		return ntstatus.InvalidParameter
 	}
+	if o.lockDone(req.LockSequence, r.c.dialect) {
+		// Sent again by a client that did not see the reply.
+		r.setBody(wire.AppendEmptyResponse(r.body()))
+		return ntstatus.Success
+	}
 	var st ntstatus.Status
 	if req.Locks[0].Flags&wire.LockUnlock != 0 {
 		st = r.unlockAll(o, req.Locks)
 	} else {
-		st = r.lockAll(o, req.Locks)
+		st = r.lockAll(o, req.Locks, req.LockSequence)
 	}
 	if st == ntstatus.Success && r.op == nil {
+		o.obj.mu.Lock()
+		o.noteLock(req.LockSequence)
+		o.obj.mu.Unlock()
 		r.setBody(wire.AppendEmptyResponse(r.body()))
 	}
 	return st
+}
+
+// maxLockSequence is the largest index of a lock sequence. [MS-SMB2] 2.2.26
+const maxLockSequence = 64
+
+// lockDone says whether the request with this lock sequence was done before. If not, its place is free for it. [MS-SMB2] 3.3.5.14
+func (o *open) lockDone(seq uint32, d wire.Dialect) bool {
+	index := seq >> 4
+	if d < wire.Dialect300 || index == 0 || index > maxLockSequence {
+		return false
+	}
+	o.obj.mu.Lock()
+	defer o.obj.mu.Unlock()
+	if o.lockSeq == nil || o.lockSeq[index] == 0 {
+		return false
+	}
+	if o.lockSeq[index] == uint8(seq&15)+1 {
+		return true
+	}
+	o.lockSeq[index] = 0
+	return false
+}
+
+// noteLock notes that the request with this lock sequence is done. obj.mu is held.
+func (o *open) noteLock(seq uint32) {
+	index := seq >> 4
+	if index == 0 || index > maxLockSequence {
+		return
+	}
+	if o.lockSeq == nil {
+		o.lockSeq = make([]uint8, maxLockSequence+1)
+	}
+	o.lockSeq[index] = uint8(seq&15) + 1
 }
 
 // lockRange checks and converts the range of an element.
@@ -227,7 +272,7 @@ func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 	return st
 }
 
-func (r *request) lockAll(o *open, elems []wire.LockElement) ntstatus.Status {
+func (r *request) lockAll(o *open, elems []wire.LockElement, seq uint32) ntstatus.Status {
 	const maxHeld = 16384
 	for i := range elems {
 		switch elems[i].Flags {
@@ -263,7 +308,7 @@ func (r *request) lockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 			if e.Flags&wire.LockFailImmediately != 0 {
 				st = ntstatus.LockNotGranted
 			} else {
-				st = r.waitForLock(o, l)
+				st = r.waitForLock(o, l, seq)
 			}
 			break
 		}
@@ -285,8 +330,8 @@ func (r *request) lockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 }
 
 // waitForLock makes the request wait. obj.mu is held.
-func (r *request) waitForLock(o *open, l byteLock) ntstatus.Status {
-	w := &lockWait{lock: l, obj: o.obj}
+func (r *request) waitForLock(o *open, l byteLock, seq uint32) ntstatus.Status {
+	w := &lockWait{lock: l, seq: seq, obj: o.obj}
 	op, st := r.goAsync(o, func() {
 		o.obj.mu.Lock()
 		defer o.obj.mu.Unlock()

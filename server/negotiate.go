@@ -98,6 +98,9 @@ func (r *request) negotiate() (ntstatus.Status, error) {
 	} else {
 		c.signingAlg = wire.SigningHMACSHA256
 	}
+	if best >= wire.Dialect300 && req.Capabilities&wire.CapMultiChannel != 0 {
+		resp.Capabilities |= wire.CapMultiChannel
+	}
 	c.dialect, c.clientGUID, c.clientCaps, c.clientSec, c.clientDials = best, req.ClientGUID, req.Capabilities, req.SecurityMode, req.Dialects
 	c.serverCaps = resp.Capabilities
 	c.negotiated, c.multiCredit = true, true

@@ -30,6 +30,8 @@ type open struct {
 	rel           string // path below the share; under obj.mu
 	deleteOnClose bool   // under obj.mu
 
+	lockSeq []uint8 // by index, the number of the last LOCK that was done plus one; under obj.mu. [MS-SMB2] 3.3.1.10
+
 	position atomic.Uint64
 	modeBits atomic.Uint32 // set by FileModeInformation
 
@@ -89,7 +91,7 @@ func (o *open) beginClose() bool {
 func (o *open) finishClose() {
 	<-o.drained
 	// Only now, as one of those requests may just have become a pending operation.
-	o.sess.c.cancelPendingOf(o.sess, o, ntstatus.NotifyCleanup)
+	o.sess.cancelPending(o, ntstatus.NotifyCleanup)
 	s := o.tree.share.srv
 	s.notify.drop(o)
 	o.list.close()

@@ -94,6 +94,9 @@ type peer struct {
 	noSign   bool
 	reauth   bool // logon keeps the keys
 	previous uint64
+	binding  bool      // logon adds a channel to the session sid
+	caps     uint32    // added to those of the client
+	guid     wire.GUID // of the client
 }
 
 // reply is a received message.
@@ -111,7 +114,7 @@ func (s *testServer) dialPeer(t testing.TB) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &peer{t: t, tc: transport.NewTCP(nc, transport.Options{}), credits: 1}
+	p := &peer{t: t, tc: transport.NewTCP(nc, transport.Options{}), credits: 1, guid: wire.GUID{1}}
 	t.Cleanup(func() { p.tc.Close() })
 	p.tc.SetReadDeadline(time.Now().Add(20 * time.Second))
 	return p
@@ -216,7 +219,8 @@ func (p *peer) tryReceive() ([]*reply, error) {
 		if h.Flags&wire.FlagServerToRedir == 0 {
 			p.t.Fatalf("reply without the flag of replies: %+v", h)
 		}
-		if h.Flags&wire.FlagSigned != 0 && p.signer != nil {
+		final := p.binding && h.Command == wire.CmdSessionSetup && ntstatus.Status(h.Status) == ntstatus.Success // signed with the new key
+		if h.Flags&wire.FlagSigned != 0 && p.signer != nil && !final {
 			if err := p.signer.Verify(m); err != nil {
 				p.t.Fatal(err)
 			}
@@ -262,7 +266,7 @@ func (p *peer) gone() {
 
 func (p *peer) negotiate(d wire.Dialect) *reply {
 	p.t.Helper()
-	req := wire.NegotiateRequest{SecurityMode: wire.NegotiateSigningEnabled, Capabilities: wire.CapEncryption | wire.CapLargeMTU, ClientGUID: wire.GUID{1}, Dialects: []wire.Dialect{d}}
+	req := wire.NegotiateRequest{SecurityMode: wire.NegotiateSigningEnabled, Capabilities: wire.CapEncryption | wire.CapLargeMTU | p.caps, ClientGUID: p.guid, Dialects: []wire.Dialect{d}}
 	if d == wire.Dialect311 {
 		req.Contexts = []wire.NegotiateContext{wire.PreauthContext(make([]byte, 32)),
 			wire.EncryptionContext([]wire.Cipher{wire.CipherAES128GCM, wire.CipherAES128CCM}),
@@ -315,7 +319,15 @@ func (p *peer) logon(user, password string) ntstatus.Status {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		m := p.message(wire.CmdSessionSetup, (&wire.SessionSetupRequest{SecurityMode: 1, PreviousSessionID: p.previous, SecurityBuffer: token}).Append)
+		flags := uint8(0)
+		if p.binding {
+			flags = wire.SessionFlagBinding
+		}
+		m := p.message(wire.CmdSessionSetup, (&wire.SessionSetupRequest{Flags: flags, SecurityMode: 1, PreviousSessionID: p.previous, SecurityBuffer: token}).Append)
+		if p.binding && p.signer != nil {
+			le.PutUint32(m[16:], le.Uint32(m[16:])|wire.FlagSigned)
+			p.signer.Sign(m)
+		}
 		preauth.Update(m)
 		p.send(m)
 		r := p.answer()
@@ -333,6 +345,19 @@ func (p *peer) logon(user, password string) ntstatus.Status {
 				p.t.Fatal(err)
 			}
 			if p.reauth {
+				return ntstatus.Success
+			}
+			if p.binding {
+				p.signer, err = crypt.NewSigner(p.signAlg, crypt.SigningKey(p.dialect, ini.SessionKey(), &preauth))
+				if err != nil {
+					p.t.Fatal(err)
+				}
+				if r.hdr.Flags&wire.FlagSigned == 0 {
+					p.t.Fatal("the last SESSION_SETUP reply is not signed")
+				}
+				if err := p.signer.Verify(r.msg); err != nil {
+					p.t.Fatalf("the last SESSION_SETUP reply is not signed with the channel's key: %v", err)
+				}
 				return ntstatus.Success
 			}
 			keys := crypt.DeriveKeys(p.dialect, p.cipher, ini.SessionKey(), &preauth)

@@ -16,7 +16,8 @@ type pendingOp struct {
 	c       *conn
 	hdr     wire.Header
 	sess    *session
-	file    *open // not acquired: CLOSE ends the operation
+	signer  *crypt.Signer // of the final reply if it is signed
+	file    *open         // not acquired: CLOSE ends the operation
 	asyncID uint64
 	sealed  bool
 
@@ -36,7 +37,7 @@ type pendingOp struct {
 // of the kind.
 func (r *request) goAsync(o *open, onCancel func()) (*pendingOp, ntstatus.Status) {
 	c := r.c
-	op := &pendingOp{c: c, hdr: r.hdr, sess: r.sess, file: o, sealed: r.w.transform != nil, onCancel: onCancel}
+	op := &pendingOp{c: c, hdr: r.hdr, sess: r.sess, signer: r.signer, file: o, sealed: r.w.transform != nil, onCancel: onCancel}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -114,7 +115,7 @@ func (op *pendingOp) reply() {
 	if op.sealed {
 		w.sealBy = op.sess
 	} else if op.hdr.Flags&wire.FlagSigned != 0 {
-		p.sign = op.sess
+		p.sign = op.signer
 	}
 	w.addPart(p)
 	w.send()
@@ -123,15 +124,16 @@ func (op *pendingOp) reply() {
 // receiveCancel handles CANCEL, which has no reply. [MS-SMB2] 3.3.5.16
 func (c *conn) receiveCancel(w *work, h *wire.Header) error {
 	// Somebody who is not the session's user must not be able to cancel its requests.
-	sn := c.session(h.SessionID)
-	if sn == nil || !sn.established() || h.NextCommand != 0 {
+	ch := c.channel(h.SessionID)
+	if ch == nil || !ch.sn.established() || h.NextCommand != 0 {
 		return nil
 	}
+	sn := ch.sn
 	if w.transform != nil {
 		if w.transform != sn {
 			return nil
 		}
-	} else if h.Flags&wire.FlagSigned == 0 || sn.signer.Verify(w.msg) != nil {
+	} else if h.Flags&wire.FlagSigned == 0 || ch.signer.Verify(w.msg) != nil {
 		return nil
 	}
 	var op *pendingOp

@@ -114,7 +114,7 @@ func TestReauthentication(t *testing.T) {
 	id := p.open(openReq("a"))
 	s.mu.Lock()
 	for _, sn := range s.sessions {
-		sn.c.expireSessions(time.Now())
+		sn.channels[0].c.expireSessions(time.Now())
 	}
 	s.mu.Unlock()
 	check(t, "WRITE after expiry", p.write(id, 0, "x"), ntstatus.NetworkSessionExpired)

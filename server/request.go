@@ -40,20 +40,21 @@ const maxInlineParts = 8
 
 // part is one reply of a compound.
 type part struct {
-	at   int      // of its header in out
-	sign *session // signs it; nil for not at all
+	at   int           // of its header in out
+	sign *crypt.Signer // signs it; nil for not at all
 }
 
 // request is the request that is being worked on: the only one of a work, or one after the other of a compound.
 type request struct {
-	w    *work
-	c    *conn
-	hdr  wire.Header
-	msg  []byte // from its header to its end, padding included
-	sess *session
-	tree *tree
-	last bool // of its compound
-	rel  bool // a related request, not the first one
+	w      *work
+	c      *conn
+	hdr    wire.Header
+	msg    []byte // from its header to its end, padding included
+	sess   *session
+	signer *crypt.Signer // of the session on this connection
+	tree   *tree
+	last   bool // of its compound
+	rel    bool // a related request, not the first one
 
 	// chainFile and chainErr are what related requests get from the one before.
 	chainFile  wire.FileID
@@ -235,10 +236,11 @@ func (w *work) acquireEarly() {
 	if at == 0 || len(b) < int(at)+16 {
 		return
 	}
-	sn := w.c.session(w.head.SessionID)
-	if sn == nil {
+	ch := w.c.channel(w.head.SessionID)
+	if ch == nil {
 		return
 	}
+	sn := ch.sn
 	sn.mu.RLock()
 	o := sn.opens[le.Uint64(b[at+8:])]
 	sn.mu.RUnlock()
@@ -375,8 +377,8 @@ func (r *request) finishReply(st ntstatus.Status) {
 	}
 	h.Put(w.out.b[r.replyAt:])
 	p := part{at: r.replyAt}
-	if w.transform == nil && r.sess != nil && r.sess.signer != nil && (r.mustSign || r.hdr.Flags&wire.FlagSigned != 0) && r.op == nil {
-		p.sign = r.sess
+	if w.transform == nil && r.signer != nil && (r.mustSign || r.hdr.Flags&wire.FlagSigned != 0) && r.op == nil {
+		p.sign = r.signer
 	}
 	w.addPart(p)
 	if h.Command == wire.CmdCreate {
@@ -415,7 +417,7 @@ func (w *work) send() {
 			}
 			m := b[p.at:end]
 			le.PutUint32(m[16:], le.Uint32(m[16:])|wire.FlagSigned)
-			p.sign.signer.Sign(m)
+			p.sign.Sign(m)
 		}
 		b = b[crypt.SealRoom:]
 		if w.hash != nil {

@@ -24,26 +24,27 @@ const (
 	sessionGone
 )
 
-// session is an authenticated user on a connection.
+// session is an authenticated user on one or more connections.
 type session struct {
 	id    uint64
-	c     *conn
+	srv   *Server
 	state atomic.Int32
 
-	// Of the reading goroutine, which runs all SESSION_SETUPs.
-	acceptor auth.Acceptor
-	preauth  crypt.Preauth
-	setups   int
+	// Of the connection that began it; others must agree with it. Constant.
+	dialect    wire.Dialect
+	cipher     wire.Cipher
+	clientGUID wire.GUID
 
 	// Set before state becomes sessionValid, then constant.
 	user    string
-	signer  *crypt.Signer
-	sealer  *crypt.Sealer
-	encrypt bool // all requests must be encrypted
+	signer  *crypt.Signer // of the first channel; the requests that bind others are signed with it
+	sealer  *crypt.Sealer // the same on all channels
+	encrypt bool          // all requests must be encrypted
 
 	proved atomic.Int64 // when the user was authenticated, Unix nanoseconds
 
 	mu       sync.RWMutex
+	channels []*channel
 	trees    map[uint32]*tree
 	opens    map[uint64]*open
 	nextTree uint32
@@ -77,45 +78,58 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 	if err != nil {
 		return ntstatus.InvalidParameter, nil
 	}
-	if req.Flags&wire.SessionFlagBinding != 0 {
-		// Multichannel is not offered. [MS-SMB2] 3.3.5.5, step 4
-		return ntstatus.RequestNotAccepted, nil
-	}
-	var sn *session
-	if r.hdr.SessionID == 0 {
-		if sn = c.newSession(); sn == nil {
+	var ch *channel
+	binding := req.Flags&wire.SessionFlagBinding != 0
+	if binding {
+		var st ntstatus.Status
+		if ch, st = r.findBinding(); st != ntstatus.Success {
+			return st, nil
+		}
+	} else if r.hdr.SessionID == 0 {
+		if ch = c.newSession(); ch == nil {
 			return ntstatus.InsufficientResources, nil
 		}
-	} else if sn = c.session(r.hdr.SessionID); sn == nil || sn.state.Load() == sessionGone {
+	} else if ch = c.channel(r.hdr.SessionID); ch == nil || ch.sn.state.Load() == sessionGone {
 		return ntstatus.UserSessionDeleted, nil
 	}
+	sn := ch.sn
+	reauth := !binding && sn.established()
 	r.sess = sn
-	reauth := sn.established()
+	if !binding {
+		r.signer = ch.signer
+	}
 	if reauth {
 		if st := r.verify(); st != ntstatus.Success {
 			return st, nil
 		}
 	}
-	if sn.acceptor == nil {
-		sn.acceptor, sn.setups = c.srv.newAcceptor(), 0
-		sn.preauth = c.preauth
+	giveUp := func() {
+		ch.acceptor = nil
+		if binding {
+			delete(c.bindings, sn.id) // the session goes on without this connection
+		} else {
+			c.srv.dropSession(sn)
+		}
+	}
+	if ch.acceptor == nil {
+		ch.acceptor, ch.setups = c.srv.newAcceptor(), 0
+		ch.preauth = c.preauth
 	}
 	if c.dialect == wire.Dialect311 && !reauth {
-		sn.preauth.Update(r.msg)
+		ch.preauth.Update(r.msg)
 	}
-	if sn.setups++; sn.setups > maxSetups {
-		c.endSession(sn)
+	if ch.setups++; ch.setups > maxSetups {
+		giveUp()
 		return ntstatus.InsufficientResources, nil
 	}
-	token, done, err := sn.acceptor.Token(req.SecurityBuffer)
+	token, done, err := ch.acceptor.Token(req.SecurityBuffer)
 	if err != nil {
 		st := ntstatus.LogonFailure
 		if s, ok := ntstatus.Of(err); ok && s.IsError() {
 			st = s
 		}
 		c.log.Info("logon refused", "why", err)
-		sn.acceptor = nil
-		c.endSession(sn)
+		giveUp()
 		if c.refused++; c.refused > maxRefused {
 			return 0, fmt.Errorf("%d logons were refused: %w", c.refused, errProtocol)
 		}
@@ -127,28 +141,39 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 		r.keepBody = true
 		r.setBody(resp.Append(r.body()))
 		if c.dialect == wire.Dialect311 && !reauth {
-			r.w.hash = &sn.preauth
+			r.w.hash = &ch.preauth
 		}
+		r.mustSign = binding
 		return ntstatus.MoreProcessingRequired, nil
 	}
-	user, key := sn.acceptor.Identity().String(), sn.acceptor.SessionKey()
-	sn.acceptor = nil
-	sn.proved.Store(time.Now().UnixNano())
-	if reauth {
+	user, key := ch.acceptor.Identity().String(), ch.acceptor.SessionKey()
+	ch.acceptor = nil
+	switch {
+	case binding:
+		delete(c.bindings, sn.id)
+		if st := ch.bind(user, key); st != ntstatus.Success {
+			return st, nil
+		}
+	case reauth:
 		if !strings.EqualFold(user, sn.user) {
 			c.log.Warn("session reauthenticated as somebody else", "was", sn.user, "is", user)
-			c.endSession(sn)
+			c.srv.dropSession(sn)
 			return ntstatus.AccessDenied, nil
 		}
-		sn.state.Store(sessionValid)
-	} else if st := sn.establish(user, key); st != ntstatus.Success {
-		c.endSession(sn)
-		return st, nil
+		sn.proved.Store(time.Now().UnixNano())
+		sn.state.CompareAndSwap(sessionExpired, sessionValid)
+	default:
+		sn.proved.Store(time.Now().UnixNano())
+		if st := ch.establish(user, key); st != ntstatus.Success {
+			c.srv.dropSession(sn)
+			return st, nil
+		}
 	}
+	r.signer = ch.signer
 	if sn.encrypt {
 		resp.SessionFlags |= wire.SessionFlagEncryptData
 	}
-	if req.PreviousSessionID != 0 && req.PreviousSessionID != sn.id {
+	if req.PreviousSessionID != 0 && req.PreviousSessionID != sn.id && !binding {
 		c.srv.dropPrevious(req.PreviousSessionID, sn.user)
 	}
 	r.mustSign = true
@@ -157,9 +182,9 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 }
 
 // establish makes the keys of a session whose user is known.
-func (sn *session) establish(user string, key []byte) ntstatus.Status {
-	c := sn.c
-	keys := crypt.DeriveKeys(c.dialect, c.cipher, key, &sn.preauth)
+func (ch *channel) establish(user string, key []byte) ntstatus.Status {
+	sn, c := ch.sn, ch.c
+	keys := crypt.DeriveKeys(c.dialect, c.cipher, key, &ch.preauth)
 	signer, err := crypt.NewSigner(c.signingAlg, keys.Signing)
 	if err != nil {
 		c.log.Error("session keys", "err", err)
@@ -180,12 +205,14 @@ func (sn *session) establish(user string, key []byte) ntstatus.Status {
 		}
 		sn.encrypt = true
 	}
-	sn.user, sn.signer, sn.sealer = user, signer, sealer
+	sn.user, sn.signer, sn.sealer, ch.signer = user, signer, sealer, signer
 	if c.srv.cfg.KeyLog != nil {
 		c.srv.cfg.KeyLog(sn.id, key)
 	}
 	c.authorised = true
-	sn.state.Store(sessionValid)
+	if !sn.state.CompareAndSwap(sessionInProgress, sessionValid) {
+		return ntstatus.UserSessionDeleted
+	}
 	c.log.Info("logged on", "user", user, "dialect", c.dialect, "encrypt", sn.encrypt)
 	return ntstatus.Success
 }
@@ -196,9 +223,11 @@ func (s *Server) newAcceptor() auth.Acceptor {
 }
 
 // newSession adds a session that is not authenticated yet, or returns nil if there are too many.
-func (c *conn) newSession() *session {
+func (c *conn) newSession() *channel {
 	s := c.srv
-	sn := &session{c: c, trees: map[uint32]*tree{}, opens: map[uint64]*open{}}
+	sn := &session{srv: s, dialect: c.dialect, cipher: c.cipher, clientGUID: c.clientGUID, trees: map[uint32]*tree{}, opens: map[uint64]*open{}}
+	ch := &channel{sn: sn, c: c}
+	sn.channels = []*channel{ch}
 	s.mu.Lock()
 	full := len(s.sessions) >= s.lim.MaxSessions
 	if !full {
@@ -215,44 +244,47 @@ func (c *conn) newSession() *session {
 	}
 	c.mu.Lock()
 	if full = len(c.sessions) >= limit; !full {
-		c.sessions[sn.id] = sn
+		c.sessions[sn.id] = ch
 	}
 	c.mu.Unlock()
 	if full {
 		s.dropSession(sn)
 		return nil
 	}
-	return sn
+	return ch
 }
 
 // guidTag makes the session identifiers of two runs of the server differ.
 func (s *Server) guidTag() uint32 { return uint32(s.started.UnixNano()>>20) | 1 }
 
-// endSession removes a session from its connection and closes what it has open. The last one that ended is remembered, so that requests that come too
-// late get a signed answer.
-func (c *conn) endSession(sn *session) {
-	c.mu.Lock()
-	delete(c.sessions, sn.id)
-	if sn.established() {
-		c.ended = sn
-	}
-	c.lastSn.Store(nil)
-	c.mu.Unlock()
-	c.srv.dropSession(sn)
-}
-
-// dropSession closes what a session has open.
+// dropSession ends a session on all its connections and closes what it has open. The last one that ended is remembered by each connection, so that
+// requests that come too late get a signed answer.
 func (s *Server) dropSession(sn *session) {
 	s.mu.Lock()
 	delete(s.sessions, sn.id)
 	s.mu.Unlock()
-	if sn.state.Swap(sessionGone) == sessionGone {
+	sn.mu.Lock()
+	before := sn.state.Swap(sessionGone) // from now on no channel is added
+	list := slices.Clone(sn.channels)
+	sn.mu.Unlock()
+	if before == sessionGone {
 		return
 	}
+	for _, ch := range list {
+		c := ch.c
+		c.mu.Lock()
+		delete(c.sessions, sn.id)
+		if before != sessionInProgress {
+			c.ended = ch
+		}
+		c.last.Store(nil)
+		c.mu.Unlock()
+	}
 	sn.closeOpens(nil)
-	sn.c.cancelPendingOf(sn, nil, ntstatus.UserSessionDeleted)
+	sn.cancelPending(nil, ntstatus.UserSessionDeleted)
 	sn.mu.Lock()
 	clear(sn.trees)
+	sn.channels = nil
 	sn.mu.Unlock()
 }
 
@@ -284,7 +316,7 @@ func (s *Server) dropPrevious(id uint64, user string) {
 	if old == nil || !old.established() || old.user != user {
 		return
 	}
-	old.c.endSession(old)
+	s.dropSession(old)
 }
 
 // logoff handles LOGOFF. [MS-SMB2] 3.3.5.6
@@ -292,7 +324,7 @@ func (r *request) logoff() ntstatus.Status {
 	if wire.ParseEmptyRequest(r.msg) != nil {
 		return ntstatus.InvalidParameter
 	}
-	r.c.endSession(r.sess)
+	r.c.srv.dropSession(r.sess)
 	r.setBody(wire.AppendEmptyResponse(r.body()))
 	return ntstatus.Success
 }
@@ -308,7 +340,7 @@ func (r *request) verify() ntstatus.Status {
 	if r.hdr.Flags&wire.FlagSigned == 0 {
 		return ntstatus.AccessDenied
 	}
-	if err := r.sess.signer.Verify(r.msg); err != nil {
+	if err := r.signer.Verify(r.msg); err != nil {
 		if !errors.Is(err, crypt.ErrSignature) {
 			return ntstatus.InternalError
 		}
