@@ -11,12 +11,14 @@ import (
 var (
 	// ErrNotSupported: the server, or the dialect, has no MS-RSVD. The file may still be opened as a plain file.
 	ErrNotSupported = errors.New("the server does not offer shared virtual disks (MS-RSVD)")
-	// ErrReservationConflict: another initiator's persistent reservation forbids the command. Nothing was done; it was not and must not be
-	// repeated by itself.
+	// ErrReservationConflict: another initiator's persistent reservation forbids the command. Nothing was done, unless the error matches ErrNotDurable
+	// as well; it was not and must not be repeated by itself.
 	ErrReservationConflict = errors.New("reservation conflict: another initiator holds a reservation that forbids this")
 	// ErrPreempted: another initiator took away our reservation or our registration. Writes must not be repeated before the caller has
 	// registered again and knows that the disk is still its own.
 	ErrPreempted = errors.New("another initiator preempted our registration or reservation")
+	// ErrNotDurable: the data of a write with FUA are on the disk, and others may see them, but the flush that should have made them durable failed.
+	ErrNotDurable = errors.New("written, but not known to be durable")
 	// ErrWrongFileType: the file is no virtual disk that the server can share.
 	ErrWrongFileType = errors.New("the file is not a virtual disk that the server can share")
 	// ErrInUse: the file is open in a way that excludes ours.

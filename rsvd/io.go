@@ -61,9 +61,17 @@ func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 		err = d.split(ctx, p, off, d.writeSCSI)
 	}
 	if err == nil && fua {
-		err = d.Flush(ctx)
+		err = notDurable(d.Flush(ctx))
 	}
 	return err
+}
+
+// notDurable marks the error of a flush that follows what has been done.
+func notDurable(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrNotDurable, err)
 }
 
 // splitWays is how many parts of one large request are under way at once.
@@ -267,7 +275,7 @@ func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) e
 		}
 	}
 	if fua {
-		return d.Flush(ctx)
+		return notDurable(d.Flush(ctx))
 	}
 	return nil
 }

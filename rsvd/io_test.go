@@ -384,6 +384,19 @@ func TestFUA(t *testing.T) {
 	if err := d.Write(bg, make([]byte, 512), 0, true); err != nil || fmt.Sprint(f.log) != "[WRITE 512@0 FLUSH]" {
 		t.Errorf("%v: %q", err, f.log)
 	}
+	// When only the flush meets the conflict the data are there, and the error must not say that nothing was done.
+	f.onIO = func(op string, _ int64) error {
+		if op == "FLUSH" {
+			return ntstatus.SVHDXReservationConflict
+		}
+		return nil
+	}
+	if err := d.Write(bg, make([]byte, 512), 0, true); !errors.Is(err, ErrNotDurable) || !errors.Is(err, ErrReservationConflict) {
+		t.Errorf("write: %v", err)
+	}
+	if err := d.WriteZeroes(bg, 0, 512, false, true); !errors.Is(err, ErrNotDurable) {
+		t.Errorf("write zeroes: %v", err)
+	}
 }
 
 func TestZeroAndTrim(t *testing.T) {

@@ -30,10 +30,39 @@ func (u *Undecided) Error() string {
 	return fmt.Sprintf("cell %d: %d operations could not be judged in time. The history up to where it becomes hard:\n%s", u.Cell, u.Ops, u.Report)
 }
 
+// ghosts finds values on the disk whose write said that it had no effect, or that nobody has written. It needs no search.
+func ghosts(ops []Op) error {
+	by := make(map[Value]*Op)
+	for i := range ops {
+		if o := &ops[i]; o.data() && o.Kind != Read && len(o.Vals) > 0 && o.Vals[0] != 0 {
+			by[o.Vals[0]] = o
+		}
+	}
+	for i := range ops {
+		o := &ops[i]
+		if o.Kind != Read || o.Outcome != Done {
+			continue
+		}
+		for _, v := range o.Vals {
+			switch w := by[v]; {
+			case v == 0 || w != nil && (w.Outcome == Done || w.Outcome == Unknown):
+			case w == nil:
+				return &Violation{o.Cell, o.String() + "\n  saw a value that nobody wrote"}
+			default:
+				return &Violation{o.Cell, o.String() + "\n  saw what this wrote:\n" + w.String()}
+			}
+		}
+	}
+	return nil
+}
+
 const never = math.MaxInt64
 
 // Check judges a history over the given number of cells. patience bounds the search for each.
 func Check(ops []Op, cells int, patience time.Duration) error {
+	if err := ghosts(ops); err != nil {
+		return err
+	}
 	for c := range cells {
 		h := prepare(ops, c)
 		switch judge(h, patience) {
@@ -167,8 +196,11 @@ func prepare(ops []Op, cell int) []*Op {
 		switch {
 		case o.Outcome == Conflict && (o.data() || o.Kind == Flush):
 			// While a change of the reservations is under way, rights are withdrawn first and given last.
-			if o.Kind == Flush || slices.ContainsFunc(changes, func(c Op) bool { return c.Call <= o.Return && c.Return >= o.Call }) {
+			if o.Kind == Flush {
 				continue
+			}
+			if slices.ContainsFunc(changes, func(c Op) bool { return c.Call <= o.Return && c.Return >= o.Call }) {
+				o.Outcome = Refused
 			}
 		case o.Outcome != Unknown:
 		case o.Kind == Read || o.Kind == Flush || o.Kind == Status:

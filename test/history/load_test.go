@@ -252,6 +252,9 @@ func (w *worker) outcome(err error) (o Outcome, known bool) {
 	switch {
 	case err == nil:
 		return Done, true
+	case errors.Is(err, rsvd.ErrNotDurable):
+		w.g.j.count("not durable")
+		return Unknown, true
 	case errors.Is(err, rsvd.ErrReservationConflict):
 		w.g.j.count("conflict")
 		return Conflict, true
@@ -361,10 +364,8 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 			whole()
 		}
 		err = w.p.WriteZeroes(ctx, off, int64(size), rng.IntN(2) == 0, op.FUA)
-		if errors.Is(err, rsvd.ErrReservationConflict) || errors.Is(err, rsvd.ErrPreempted) {
-			if op.FUA { // only the flush at the end may have failed
-				err = errors.New("zeroed perhaps")
-			}
+		if err != nil && op.FUA && !isLost(err) && !errors.Is(err, errNBDGone) { // only the flush at the end may have failed
+			err = errors.New("zeroed perhaps")
 		}
 	default:
 		op.Kind, op.FUA = Trim, false
