@@ -3,6 +3,7 @@ package auth
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"vdbridge/smb/ntstatus"
 )
@@ -91,6 +92,20 @@ type MIC interface {
 	VerifyMIC(message, mic []byte) error
 	// MICRequired says that the other side is known to be able to send one, so that one must come.
 	MICRequired() bool
+}
+
+// Expirer is implemented by initiators, acceptors and mechanisms whose authentication ends at a time: with Kerberos, when the ticket does. Zero means that
+// it does not end.
+type Expirer interface {
+	Expiry() time.Time
+}
+
+// expiryOf asks a mechanism.
+func expiryOf(mech any) time.Time {
+	if e, ok := mech.(Expirer); ok {
+		return e.Expiry()
+	}
+	return time.Time{}
 }
 
 func malformed(format string, args ...any) error {

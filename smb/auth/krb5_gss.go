@@ -271,12 +271,12 @@ func newSubkey(k types.EncryptionKey) types.EncryptionKey {
 
 // krb5Session is what both sides have after the exchange. It implements most of a mechanism.
 type krb5Session struct {
-	acceptor           bool
-	ticketKey          types.EncryptionKey // the session key in the ticket
-	initiatorSubkey    types.EncryptionKey // KeyType 0 = none
-	acceptorSubkey     types.EncryptionKey // KeyType 0 = none
-	sendSeq            uint32
-	established        bool
+	acceptor        bool
+	ticketKey       types.EncryptionKey // the session key in the ticket
+	initiatorSubkey types.EncryptionKey // KeyType 0 = none
+	acceptorSubkey  types.EncryptionKey // KeyType 0 = none
+	sendSeq         uint32
+	established     bool
 }
 
 // key returns the key of the context. [MS-KILE] 3.1.1.2, RFC 4121 2

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"vdbridge/smb/ntstatus"
 )
@@ -41,6 +42,14 @@ func (s *spnegoAcceptor) Identity() Identity {
 		return Identity{}
 	}
 	return s.mech.Identity()
+}
+
+// Expiry implements Expirer.
+func (s *spnegoAcceptor) Expiry() time.Time {
+	if !s.done {
+		return time.Time{}
+	}
+	return expiryOf(s.mech)
 }
 
 func (s *spnegoAcceptor) Token(in []byte) ([]byte, bool, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"vdbridge/smb/ntstatus"
 )
@@ -35,7 +36,7 @@ func NewInitiator(hint []byte, mechs ...MechInitiator) (Initiator, error) {
 		offered := mechs
 		mechs = nil
 		for _, m := range offered {
-			if slices.ContainsFunc(h.mechs, func(oid []byte) bool { return bytes.Equal(oid, m.OID()) }) {
+			if slices.ContainsFunc(h.mechs, func(oid []byte) bool { return sameMech(m.OID(), oid) }) {
 				mechs = append(mechs, m)
 			}
 		}
@@ -48,6 +49,16 @@ func NewInitiator(hint []byte, mechs ...MechInitiator) (Initiator, error) {
 		return nil, fmt.Errorf("%w: no mechanism to offer", ErrRefused)
 	}
 	return &spnegoInitiator{mechs: mechs, list: encodeMechs(oids(mechs)), mech: mechs[0]}, nil
+}
+
+// sameMech says whether a server that lists theirs means ours: Kerberos has a second identifier, which Windows made by mistake. [MS-SPNG] 3.1.5.2
+func sameMech(ours, theirs []byte) bool {
+	return bytes.Equal(ours, theirs) || bytes.Equal(ours, oidKrb5) && bytes.Equal(theirs, oidMSKrb5)
+}
+
+// alias says whether the server chose our mechanism by its other identifier, which we have not offered.
+func (s *spnegoInitiator) alias(oid []byte) bool {
+	return sameMech(s.mech.OID(), oid) && !slices.ContainsFunc(s.mechs, func(m MechInitiator) bool { return bytes.Equal(m.OID(), oid) })
 }
 
 func oids[M interface{ OID() []byte }](mechs []M) [][]byte {
@@ -75,6 +86,9 @@ func names(oids [][]byte) string {
 
 func (s *spnegoInitiator) SessionKey() []byte { return s.mech.SessionKey() }
 func (s *spnegoInitiator) Identity() Identity { return s.mech.Identity() }
+
+// Expiry implements Expirer.
+func (s *spnegoInitiator) Expiry() time.Time { return expiryOf(s.mech) }
 
 func (s *spnegoInitiator) Token(in []byte) ([]byte, bool, error) {
 	if s.done || s.failed {
@@ -125,7 +139,7 @@ func (s *spnegoInitiator) response(t *negTokenResp) ([]byte, bool, error) {
 	if t.state == stateReject {
 		return nil, false, fmt.Errorf("%w: the server wants none of %s: %w", ErrRefused, names(oids(s.mechs)), ntstatus.LogonFailure)
 	}
-	if t.mech != nil && !bytes.Equal(t.mech, s.mech.OID()) {
+	if t.mech != nil && !bytes.Equal(t.mech, s.mech.OID()) && !s.alias(t.mech) {
 		return s.change(t)
 	}
 	out := negTokenResp{state: stateNone}
