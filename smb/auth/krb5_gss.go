@@ -27,7 +27,6 @@ const (
 	usageTicket          = 2
 	usageASRep           = 3
 	usageTGSReqChecksum  = 6
-	usageTGSReqAuth      = 7
 	usageTGSRep          = 8
 	usageAPReqAuth       = 11
 	usageAPRep           = 12
@@ -42,14 +41,12 @@ const (
 	gssIntegrity         = 1 << 5
 	micSentByAcceptor    = 1 << 0
 	micAcceptorSubkey    = 1 << 2
-	appAuthenticator     = 2
 	appAPReq             = 14
 	appAPRep             = 15
 	appEncAPRepPart      = 27
 	appKRBError          = 30
 	apOptionMutual       = 2 // bit number
 	ticketFlagInvalid    = 7 // bit number
-	maxKerberosName      = 1024
 	maxKerberosComponent = 32
 )
 
