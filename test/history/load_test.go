@@ -327,6 +327,9 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 		fill(p, v, off)
 		op.Call = j.now()
 		err = w.p.Write(ctx, p, off, op.FUA)
+		if errors.As(err, new(nbdError)) && !isLost(err) && op.FUA { // as with zeroes below, which NBD cannot tell apart
+			err = errors.New("written perhaps")
+		}
 	case r < 860:
 		op.Kind, op.Vals, op.FUA = Flush, nil, false
 		err = w.p.Flush(ctx)
@@ -364,7 +367,7 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 			whole()
 		}
 		err = w.p.WriteZeroes(ctx, off, int64(size), rng.IntN(2) == 0, op.FUA)
-		if err != nil && op.FUA && !isLost(err) && !errors.Is(err, errNBDGone) { // only the flush at the end may have failed
+		if errors.As(err, new(nbdError)) && !isLost(err) && op.FUA { // only the flush at the end may have failed
 			err = errors.New("zeroed perhaps")
 		}
 	default:
