@@ -63,7 +63,10 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 	}()
 	n := r.conn.Info()
 	create := func(ctx context.Context, req *wire.CreateRequest) (rsvd.File, []wire.CreateContext, error) {
-		f, err := r.tree.Open(ctx, req.Name, openOptions(req))
+		opts := openOptions(req)
+		// Compounds help servers whose cost is in the messages. One with shared disks executes the requests of a compound in turn, and each has a disk to wait for.
+		opts.Separate = true
+		f, err := r.tree.Open(ctx, req.Name, opts)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -33,6 +33,7 @@ type Conn struct {
 
 	sealed   chan sealedFrame // large sealed messages, to the openers
 	received atomic.Uint64    // messages, for the watchdog
+	up       atomic.Bool      // the caller of Dial has it; before, an error is for Dial to return
 	wg       sync.WaitGroup
 	done     chan struct{} // closed when err is set
 
@@ -120,6 +121,8 @@ func (c *Conn) fail(err error) {
 
 	if errors.Is(err, ErrClosed) {
 		c.log.Debug("connection closed", "server", c.addr)
+	} else if !c.up.Load() {
+		c.log.Debug("connection not made", "server", c.addr, "cause", err.(*ConnError).Err)
 	} else {
 		c.log.Warn("connection lost", "server", c.addr, "cause", err.(*ConnError).Err, "in_flight", len(waiting))
 	}

@@ -25,6 +25,9 @@ type OpenOptions struct {
 	Attributes  uint32 // of a new file
 	Oplock      uint8
 	Contexts    []wire.CreateContext
+	// Separate sends each request as a message of its own: see Config.MaxCompound. It is for files whose server is known not to gain
+	// by compounds.
+	Separate bool
 }
 
 // File is an open file, directory or pipe. All methods may be called at the same time.
@@ -35,6 +38,8 @@ type File struct {
 	name   string // as on the wire
 	reply  wire.CreateResponse
 	closed atomic.Bool
+
+	separate bool // no compounds
 }
 
 // Open opens a file. The name is relative to the share; slashes and backslashes both separate.
@@ -75,7 +80,7 @@ func (t *Tree) open(ctx context.Context, op, name string, opts OpenOptions) (*Fi
 	for i := range v.Contexts {
 		v.Contexts[i].Data = append([]byte(nil), v.Contexts[i].Data...) // they lie in pooled memory
 	}
-	return &File{t: t, c: t.c, id: v.FileID, name: clean, reply: v}, nil
+	return &File{t: t, c: t.c, id: v.FileID, name: clean, reply: v, separate: opts.Separate || t.c.cfg.MaxCompound <= 1}, nil
 }
 
 // shorten keeps a name that is too long from filling the screen.

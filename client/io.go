@@ -47,7 +47,7 @@ func (f *File) startRead(ctx context.Context, p []byte, off int64) (part, error)
 		Padding: wire.HeaderSize + wire.ReadResponseFixed, Length: uint32(len(p)), Offset: uint64(off), FileID: f.id,
 	}
 	r.out = q.Append(r.out)
-	r.joinable = len(p) <= joinLimit && f.c.cfg.MaxCompound > 1
+	r.joinable = len(p) <= joinLimit && !f.separate
 	r.send()
 	return part{r, p}, nil
 }
@@ -206,7 +206,7 @@ func (f *File) startWrite(ctx context.Context, p []byte, off int64, flags uint32
 	q := wire.WriteRequest{Length: uint32(len(p)), Offset: uint64(off), FileID: f.id, Flags: flags}
 	r.out = q.Append(r.out)
 	r.payload(p, nil)
-	r.joinable = len(p) <= joinLimit && f.c.cfg.MaxCompound > 1
+	r.joinable = len(p) <= joinLimit && !f.separate
 	r.send()
 	return part{r, p}, nil
 }
@@ -373,7 +373,7 @@ func (f *File) ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []by
 	r.payload(in1, in2)
 	r.direct = true
 	r.dst1, r.dst2 = out1, out2
-	r.joinable = in <= joinLimit && out <= joinLimit && f.c.cfg.MaxCompound > 1
+	r.joinable = in <= joinLimit && out <= joinLimit && !f.separate
 	ok, err := r.roundTrip(ctx, credits(max(in, out)))
 	if !ok {
 		return 0, err

@@ -102,6 +102,7 @@ func dial(ctx context.Context, addr string, cfg Config) (*Conn, error) {
 		c.wg.Wait()
 		return nil, err
 	}
+	c.up.Store(true)
 	return c, nil
 }
 
