@@ -22,6 +22,10 @@ type ServeOptions struct {
 	Share       string
 	UsersFile   string      // see auth.ParseUsers
 	Users       auth.UserDB // instead of UsersFile
+	Keytab      string      // take Kerberos with the keys in this file; "" = NTLM only
+	KerberosFor []string    // who may log on by Kerberos: user or user@REALM; none = all of the keytab's realms
+	AllowRC4    bool        // take the outdated RC4 in Kerberos
+	NoNTLM      bool        // take Kerberos only
 	RSVDVersion uint32      // 1 or 2; 0 = no shared disks
 	MinDialect  wire.Dialect
 	MaxDialect  wire.Dialect
@@ -46,15 +50,14 @@ func NewFileServer(o ServeOptions) (_ *FileServer, err error) {
 	case !st.IsDir():
 		return nil, Usagef("%s is not a directory; give the directory that holds the disks", o.Dir)
 	}
-	users := o.Users
-	if users == nil {
-		if users, err = readUsers(o.UsersFile); err != nil {
-			return nil, err
-		}
+	users, krb, err := logons(o)
+	if err != nil {
+		return nil, err
 	}
 	cfg := server.Config{
 		Shares:     []server.Share{{Name: o.Share, Dir: o.Dir, ReadOnly: o.ReadOnly}},
 		Users:      users,
+		Kerberos:   krb,
 		MinDialect: o.MinDialect, MaxDialect: o.MaxDialect, Encrypt: o.Encrypt, Logger: o.Logger,
 	}
 	if o.RSVDVersion != 0 {

@@ -13,6 +13,7 @@ import (
 // Options say how a disk, a file or a share is reached. The zero value is safe: SMB 3.0 to 3.1.1, signed, no guest.
 type Options struct {
 	Credentials CredentialSource
+	Kerberos    KerberosOptions
 	Encrypt     bool         // insist on encryption
 	MinDialect  wire.Dialect // 0 = 3.0
 	MaxDialect  wire.Dialect // 0 = 3.1.1

@@ -62,23 +62,33 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 	if r.conn, err = client.Dial(dial, loc.Addr(), cfg); err != nil {
 		return nil, explain("connect", loc, o, err)
 	}
+	if o.Kerberos.On {
+		if r.session, err = kerberosLogon(ctx, r.conn, loc, o); err != nil {
+			return nil, err
+		}
+		return r.connectShare(ctx, o)
+	}
 	// Asked for only now: nobody types a password for a server that is not there. The prompt has no time limit.
 	cred, err := o.Credentials.Resolve(ctx, loc)
 	if err != nil {
 		return nil, err
 	}
-	setUp := ctx
-	if o.Timeout > 0 {
-		var cancel context.CancelFunc
-		setUp, cancel = context.WithTimeout(ctx, o.Timeout)
-		defer cancel()
-	}
+	setUp, cancel := o.limit(ctx)
+	defer cancel()
 	user := auth.Credentials{User: cred.User, Domain: cred.Domain, Password: cred.password, Anonymous: cred.Anonymous}
 	if r.session, err = r.conn.Session(setUp, user, client.SessionOptions{AllowGuest: cred.Guest}); err != nil {
 		return nil, explainLogon(loc, o, cred, err)
 	}
-	if r.tree, err = r.session.Tree(setUp, loc.Share); err != nil {
-		return nil, explain("share", loc, o, err)
+	return r.connectShare(setUp, o)
+}
+
+// connectShare connects to the share, the last step of Connect.
+func (r *Remote) connectShare(ctx context.Context, o Options) (*Remote, error) {
+	ctx, cancel := o.limit(ctx)
+	defer cancel()
+	var err error
+	if r.tree, err = r.session.Tree(ctx, r.loc.Share); err != nil {
+		return nil, explain("share", r.loc, o, err)
 	}
 	return r, nil
 }

@@ -20,12 +20,13 @@ type Share struct {
 	Encrypt  bool // refuse clients that do not encrypt
 }
 
-// Config says what a server offers. Only Users is required.
+// Config says what a server offers. Only Users or Kerberos is required.
 type Config struct {
 	ServerName string    // the name told to clients; empty for the host's name
 	GUID       wire.GUID // identifies the server across connections; zero for a random one
 	Shares     []Share
-	Users      auth.UserDB
+	Users      auth.UserDB           // who may log on by NTLM; nil for no NTLM
+	Kerberos   *auth.KerberosService // nil for no Kerberos
 
 	MinDialect wire.Dialect // oldest dialect accepted: 0 means 3.0; 2.1 is the least
 	MaxDialect wire.Dialect // newest dialect offered: 0 means 3.1.1

@@ -50,7 +50,7 @@ var ErrClosed = errors.New("server closed")
 
 // New checks the configuration and opens the shared directories. The server has no goroutine until Serve is called, but holds descriptors until Close.
 func New(cfg Config) (*Server, error) {
-	if cfg.Users == nil {
+	if cfg.Users == nil && cfg.Kerberos == nil {
 		return nil, errors.New("file server: no user database")
 	}
 	if cfg.MinDialect == 0 {

@@ -219,7 +219,14 @@ func (ch *channel) establish(user string, key []byte) ntstatus.Status {
 
 // newAcceptor returns the server's side of one authentication.
 func (s *Server) newAcceptor() auth.Acceptor {
-	return auth.NewAcceptor(auth.AcceptNTLM(auth.AcceptorConfig{Users: s.cfg.Users, Name: s.name}))
+	var mechs []auth.MechAcceptor
+	if s.cfg.Kerberos != nil {
+		mechs = s.cfg.Kerberos.Mechanisms()
+	}
+	if s.cfg.Users != nil {
+		mechs = append(mechs, auth.AcceptNTLM(auth.AcceptorConfig{Users: s.cfg.Users, Name: s.name}))
+	}
+	return auth.NewAcceptor(mechs...)
 }
 
 // newSession adds a session that is not authenticated yet, or returns nil if there are too many.

@@ -27,6 +27,10 @@ func connectionFlags() []cli.Flag {
 		&cli.StringFlag{Name: "domain", Usage: "`DOMAIN` of the user", Category: catLogon},
 		&cli.StringFlag{Name: "password-file", Usage: "read the password from the first line of `FILE` (- is standard input)", Category: catLogon},
 		&cli.StringFlag{Name: "credentials", Usage: "read username=, password=, domain= from `FILE`, as mount.cifs does", Category: catLogon},
+		&cli.BoolFlag{Name: "krb5", Usage: "log on by Kerberos and nothing else: with --keytab, a password that is given, or the tickets of kinit", Category: catLogon},
+		&cli.StringFlag{Name: "keytab", Usage: "log on by Kerberos with the user's key in `FILE`", Category: catLogon},
+		&cli.BoolFlag{Name: "no-ntlm", Usage: "never log on by NTLM: the same as --krb5", Category: catLogon},
+		&cli.BoolFlag{Name: "krb5-rc4", Usage: "let Kerberos use RC4, which is outdated, too", Category: catLogon},
 		&cli.BoolFlag{Name: "guest", Usage: "accept a guest session, which is neither signed nor sealed", Category: catLogon},
 		&cli.BoolFlag{Name: "anonymous", Usage: "log on as nobody", Category: catLogon},
 		&cli.BoolFlag{Name: "encrypt", Usage: "insist on encryption; without it messages are signed, and encrypted when the server asks", Category: catConnection},
@@ -66,6 +70,7 @@ func options(c *cli.Context, level slog.Level) (bridge.Options, error) {
 		User: c.String("user"), Domain: c.String("domain"), PasswordFile: c.String("password-file"), CredentialsFile: c.String("credentials"),
 		Guest: c.Bool("guest"), Anonymous: c.Bool("anonymous"),
 	}
+	o.Kerberos = bridge.KerberosOptions{On: c.Bool("krb5") || c.Bool("no-ntlm") || c.String("keytab") != "", Keytab: c.String("keytab"), AllowRC4: c.Bool("krb5-rc4")}
 	o.Encrypt = c.Bool("encrypt")
 	if o.MinDialect, err = bridge.ParseDialect(c.String("min-dialect")); err != nil {
 		return o, err

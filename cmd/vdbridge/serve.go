@@ -19,11 +19,16 @@ the 32 hexadecimal digits of the NT hash. Messages are always signed. It listens
 unless --listen names another address. When it is ready it prints one line, "ready smb://…".
 
   vdbridge serve disks --users users
-  vdbridge serve disks --users users --listen 0.0.0.0:445 --share disks --encrypt`,
+  vdbridge serve disks --users users --listen 0.0.0.0:445 --share disks --encrypt
+  vdbridge serve disks --keytab /etc/vdbridge.keytab --no-ntlm`,
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "`ADDRESS` to listen on; port 0 picks a free one", Value: "127.0.0.1:4450"},
 			&cli.StringFlag{Name: "share", Usage: "`NAME` of the share", Value: "disks"},
 			&cli.StringFlag{Name: "users", Usage: "`FILE` of users"},
+			&cli.StringFlag{Name: "keytab", Usage: "take Kerberos, with the keys of cifs/HOST in `FILE`"},
+			&cli.StringSliceFlag{Name: "krb5-user", Usage: "let `USER` (or USER@REALM) log on by Kerberos; may be repeated; without it, all users of the realm"},
+			&cli.BoolFlag{Name: "krb5-rc4", Usage: "let Kerberos use RC4, which is outdated, too"},
+			&cli.BoolFlag{Name: "no-ntlm", Usage: "take Kerberos only"},
 			&cli.UintFlag{Name: "rsvd-version", Usage: "version of MS-RSVD; 0 offers no shared disks", Value: 1},
 			&cli.StringFlag{Name: "min-dialect", Usage: "oldest SMB dialect to accept: 2.1, 3.0, 3.0.2, 3.1.1", Value: "3.0"},
 			&cli.StringFlag{Name: "max-dialect", Usage: "newest SMB dialect to offer", Value: "3.1.1"},
@@ -42,6 +47,7 @@ func serve(c *cli.Context) error {
 	}
 	o := bridge.ServeOptions{
 		Dir: dir, Share: c.String("share"), UsersFile: c.String("users"), Encrypt: c.Bool("encrypt"), ReadOnly: c.Bool("read-only"),
+		Keytab: c.String("keytab"), KerberosFor: c.StringSlice("krb5-user"), AllowRC4: c.Bool("krb5-rc4"), NoNTLM: c.Bool("no-ntlm"),
 		Pcap: c.String("pcap"), RSVDVersion: uint32(c.Uint("rsvd-version")),
 	}
 	if o.MinDialect, err = bridge.ParseDialect(c.String("min-dialect")); err != nil {
