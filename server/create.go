@@ -71,6 +71,7 @@ func (r *request) create() ntstatus.Status {
 		return ntstatus.InsufficientResources
 	}
 	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, drained: make(chan struct{}, 1)}
+	o.sequence.set(uint16(r.hdr.Status))
 	resp := &wire.CreateResponse{}
 	st := r.openObject(a, o, resp)
 	if st == ntstatus.Success {

@@ -111,6 +111,9 @@ func (r *request) findSession() ntstatus.Status {
 		r.sess, r.signer = ch.sn, ch.signer
 	}
 	if st := r.verify(); st != ntstatus.Success {
+		if r.sess.state.Load() == sessionGone {
+			return ntstatus.UserSessionDeleted
+		}
 		return st
 	}
 	switch r.sess.state.Load() {
@@ -160,16 +163,20 @@ func (r *request) findOpen(id wire.FileID) ntstatus.Status {
 	r.chainFile, r.chainOpen = id, true
 	if e := r.early; e != nil && e.sess == r.sess && e.id == id && e.tree == r.tree {
 		r.file, r.early = e, nil
-		return ntstatus.Success
+		return r.checkSequence(e)
 	}
 	r.sess.mu.RLock()
 	o := r.sess.opens[id.Volatile]
 	r.sess.mu.RUnlock()
-	if o == nil || o.id.Persistent != id.Persistent || o.tree != r.tree || !o.acquire() {
+	if o == nil || !o.acquire() {
+		return ntstatus.FileClosed
+	}
+	if o.sess != r.sess || o.id != id || o.tree != r.tree {
+		o.release()
 		return ntstatus.FileClosed
 	}
 	r.file = o
-	return ntstatus.Success
+	return r.checkSequence(o)
 }
 
 // checkCharge says whether the request paid for a payload or reply of n bytes. [MS-SMB2] 3.3.5.2.5

@@ -32,6 +32,8 @@ type open struct {
 
 	lockSeq []uint8 // by index, the number of the last LOCK that was done plus one; under obj.mu. [MS-SMB2] 3.3.1.10
 
+	sequence channelSequence
+
 	position atomic.Uint64
 	modeBits atomic.Uint32 // set by FileModeInformation
 

@@ -66,6 +66,7 @@ type request struct {
 	keepBody bool // the body is sent with a status that is not success
 	op       *pendingOp
 	file     *open // acquired; released when the request ends
+	counted  bool  // in file.sequence, with the ChannelSequence of hdr
 	early    *open // acquired on arrival, so that a CLOSE that comes after the request cannot overtake it
 
 	// Of the connection's ring, under conn.mu.
@@ -115,7 +116,8 @@ func (w *work) free() {
 	w.outSize = 0
 	w.ids, w.cost, w.nparts, w.orphan, w.admitted = 0, 0, 0, false, false
 	clear(w.parts[:])
-	w.extra = nil
+	clear(w.extra)
+	w.extra = w.extra[:0] // at most as many as one compound has
 	w.seg[0] = nil
 	w.hash = nil
 	r := &w.req
@@ -216,6 +218,10 @@ func (c *conn) waitForInterim() {
 
 func (r *request) releaseOpens() {
 	if r.file != nil {
+		if r.counted {
+			r.file.sequence.leave(uint16(r.hdr.Status))
+			r.counted = false
+		}
 		r.file.release()
 		r.file = nil
 	}
