@@ -423,21 +423,29 @@ func (a *attached) release() {
 	}
 }
 
+// Bounds of the preferred block size, in bytes. Below a page a request costs as much as one of a page, whatever the disk's sectors are.
+const (
+	leastPreferred = 4096
+	mostPreferred  = 1 << 20
+)
+
 // attach finds an export and settles what the transmission phase needs to know of it.
 func (h *handshake) attach(ctx context.Context, name string) (*attached, uint32, error) {
 	x, code, err := h.resolve(ctx, name)
 	if err != nil {
 		return nil, code, err
 	}
-	logical, physical, _, maxTransfer := x.Disk.BlockSizes()
+	logical, physical, optimal, maxTransfer := x.Disk.BlockSizes()
 	a := &attached{export: x, block: max(logical, 1), style: h.style, readOnly: x.ReadOnly || x.Disk.ReadOnly()}
 	if bits.OnesCount(uint(a.block)) != 1 || a.block > 64<<10 {
 		a.release()
 		return nil, repErrPolicy, fmt.Errorf("export %q: NBD cannot express a block size of %d bytes", name, logical)
 	}
-	a.preferred = max(a.block, 512)
-	if bits.OnesCount(uint(max(physical, 1))) == 1 && physical <= 1<<20 {
-		a.preferred = max(a.preferred, physical)
+	a.preferred = max(a.block, leastPreferred)
+	for _, n := range []int{physical, optimal} {
+		if n > 0 && bits.OnesCount(uint(n)) == 1 && n <= mostPreferred {
+			a.preferred = max(a.preferred, n)
+		}
 	}
 	a.maxTransfer = maxTransfer / a.block * a.block
 	if maxTransfer > 0 && a.maxTransfer == 0 {

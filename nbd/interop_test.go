@@ -102,6 +102,30 @@ func TestNbdinfo(t *testing.T) {
 	}
 }
 
+// sized is a disk with block sizes of its own.
+type sized struct {
+	*ramdisk.Disk
+	logical, physical, optimal int
+}
+
+func (d sized) BlockSizes() (l, p, o, m int) { return d.logical, d.physical, d.optimal, 0 }
+
+// The preferred block is never below a page, and as large as the disk says.
+func TestNbdinfoPreferredBlock(t *testing.T) {
+	for _, c := range []struct{ logical, physical, optimal, want int }{
+		{512, 512, 0, 4096}, {1, 1, 0, 4096}, {4096, 4096, 0, 4096}, {512, 16384, 0, 16384}, {512, 4096, 65536, 65536}, {512, 4096, 3 << 20, 4096}, {512, 4096, 48 << 10, 4096},
+	} {
+		ts := startServer(t, Config{Resolver: Exports{{Name: "disk", Disk: sized{ramdisk.New(1<<20, 512), c.logical, c.physical, c.optimal}}}})
+		var info struct{ Exports []map[string]any }
+		if err := json.Unmarshal([]byte(runTool(t, "nbdinfo", "--json", uri(ts, "disk"))), &info); err != nil {
+			t.Fatal(err)
+		}
+		if x := info.Exports[0]; x["block_size_preferred"] != float64(c.want) || x["block_size_minimum"] != float64(c.logical) {
+			t.Errorf("%+v: minimum %v, preferred %v", c, x["block_size_minimum"], x["block_size_preferred"])
+		}
+	}
+}
+
 func TestNbdcopyBothWays(t *testing.T) {
 	for _, network := range []string{"unix", "tcp"} {
 		for _, hook := range []ramdisk.Hook{nil, busyHook} {
