@@ -45,6 +45,7 @@ type slowDisk struct {
 	*ramDisk
 	begun, end chan struct{}
 	once       sync.Once
+	mu         sync.Mutex
 }
 
 func (d *slowDisk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
@@ -54,7 +55,15 @@ func (d *slowDisk) Write(ctx context.Context, p []byte, off int64, fua bool) err
 			<-d.end
 		})
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return d.ramDisk.Write(ctx, p, off, fua)
+}
+
+func (d *slowDisk) Read(ctx context.Context, p []byte, off int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ramDisk.Read(ctx, p, off)
 }
 
 func (d *slowDisk) OpenDisk(_ context.Context, _ string, req []byte, _, _ uint32) (DiskOpen, []byte, error) {
