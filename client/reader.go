@@ -67,6 +67,7 @@ func (c *Conn) receive() error {
 
 // receivePlain handles the current message of n bytes, which is not sealed: one reply, or several that are compounded. [MS-SMB2] 3.2.5.1.9
 func (c *Conn) receivePlain(n int) error {
+	defer c.release() // here and not where it is needed: a defer in a loop allocates
 	for first := true; n > 0; first = false {
 		head, err := c.tr.Peek(min(n, peekSize))
 		if err != nil {
@@ -85,7 +86,6 @@ func (c *Conn) receivePlain(n int) error {
 			if first {
 				// Those who are woken together can send together.
 				c.holding = true
-				defer c.release()
 			}
 		}
 		n -= size
