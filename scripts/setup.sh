@@ -16,6 +16,7 @@ need=(
 	tshark:tshark                                                                      # judges what is on the wire
 	qemu-img:qemu-utils nbdkit:nbdkit nbdcopy:libnbd-bin nbd-client:nbd-client fio:fio # NBD and VHDX peers
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
+	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user                    # a private Kerberos realm
 	shellcheck:shellcheck                                                              # lint
 )
 
