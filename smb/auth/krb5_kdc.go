@@ -15,6 +15,7 @@ import (
 
 	"github.com/jcmturner/gokrb5/v8/crypto"
 	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 	"github.com/jcmturner/gokrb5/v8/iana/flags"
 	"github.com/jcmturner/gokrb5/v8/iana/nametype"
 	"github.com/jcmturner/gokrb5/v8/iana/patype"
@@ -198,6 +199,11 @@ func (k *Kerberos) etypeInfos(pas types.PADataSequence) []etypeInfo {
 func (k *Kerberos) secretKey(infos []etypeInfo, name types.PrincipalName, realm string) (types.EncryptionKey, int, error) {
 	if k.keys == nil {
 		i := infos[0]
+		if i.etype == etypeID.RC4_HMAC {
+			// gokrb5 gets other letters than those of ASCII wrong. RFC 4757 2
+			h := NTHash(k.password)
+			return types.EncryptionKey{KeyType: i.etype, KeyValue: h[:]}, 0, nil
+		}
 		et, err := crypto.GetEtype(i.etype)
 		if err != nil {
 			return types.EncryptionKey{}, 0, fmt.Errorf("Kerberos: %w", err)
