@@ -23,7 +23,8 @@ type Info struct {
 	Size           int64           `json:"size"`
 	LogicalSector  int             `json:"logical_sector"`
 	PhysicalSector int             `json:"physical_sector"`
-	ReadOnly       bool            `json:"read_only"`
+	Optimal        int             `json:"optimal_transfer,omitempty"`
+	ReadOnly       *bool           `json:"read_only,omitempty"` // how an attachment has it; nil for who only looks
 	RSVD           *RSVDInfo       `json:"rsvd,omitempty"`
 	VHDX           *vhdx.Info      `json:"vhdx,omitempty"`
 	Usage          *vhdx.Usage     `json:"usage,omitempty"`
@@ -56,13 +57,18 @@ func GetInfo(ctx context.Context, loc Location, o Options) (*Info, error) {
 		return nil, err
 	}
 	i, err := d.Info(ctx)
+	if i != nil {
+		i.ReadOnly = nil // that is us
+	}
 	return i, errors.Join(err, d.Close())
 }
 
 // Info describes an open disk. What the server does not tell is left out.
 func (d *Disk) Info(ctx context.Context) (*Info, error) {
-	i := &Info{Disk: d.loc.String(), Mode: d.mode.String(), Size: d.Size(), ReadOnly: d.ReadOnly()}
-	i.LogicalSector, i.PhysicalSector, _, _ = d.BlockSizes()
+	i := &Info{Disk: d.loc.String(), Mode: d.mode.String(), Size: d.Size()}
+	ro := d.ReadOnly()
+	i.ReadOnly = &ro
+	i.LogicalSector, i.PhysicalSector, i.Optimal, _ = d.BlockSizes()
 	if d.remote != nil {
 		i.Connection = d.remote.Info()
 	}
@@ -270,6 +276,10 @@ func Check(ctx context.Context, loc Location, o Options) (*Report, error) {
 		f, err := vhdx.OpenOSFile(loc.Path, true)
 		if err != nil {
 			return nil, explainOpen(loc, err)
+		}
+		// What is being written looks damaged.
+		if err := f.Lock(ctx, false); err != nil {
+			return nil, errors.Join(explainOpen(loc, err), f.Close())
 		}
 		return checkBacking(ctx, loc, f)
 	}

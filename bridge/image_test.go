@@ -32,6 +32,15 @@ func TestInfoAndList(t *testing.T) {
 	if err != nil || r.Damaged() {
 		t.Errorf("%+v, %v", r, err)
 	}
+	// A disk that is in use cannot be judged, as its structure changes meanwhile.
+	d := e.open(t, nil)
+	local := Location{Local: true, Path: filepath.Join(e.dir, "a.vhdx")}
+	for _, l := range []Location{loc, local} {
+		if _, err := Check(context.Background(), l, o); Classify(err) != ClassBusy {
+			t.Errorf("check of %v while it is in use: %v", l, err)
+		}
+	}
+	closeDisk(t, d)
 	loc.Path = "new.vhdx"
 	if err := Create(context.Background(), loc, o, CreateOptions{Size: 1 << 30}); err != nil {
 		t.Fatal(err)

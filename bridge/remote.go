@@ -229,7 +229,7 @@ func explainOpen(loc Location, err error) error {
 			s = fmt.Sprintf("%s is in use by another program: end that first", loc)
 			break
 		}
-		s = fmt.Sprintf("%s is in use by somebody else, who does not share it: end that use first, or open it as a shared disk (--mode rsvd)", loc)
+		s = fmt.Sprintf("%s is in use by somebody else, and cannot be opened for this host alone: end that use first, or open it as a shared disk (--mode rsvd)", loc)
 	case ClassInterrupted:
 		s = "interrupted"
 	default:

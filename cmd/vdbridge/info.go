@@ -85,10 +85,14 @@ func printInfo(c *cli.Context, i *bridge.Info) {
 		{"virtual size", bytesText(i.Size)},
 		{"sectors", fmt.Sprintf("%d logical, %d physical", i.LogicalSector, i.PhysicalSector)},
 	}
+	if i.Optimal > 0 {
+		rows = append(rows, [2]string{"optimal transfer", bytesText(int64(i.Optimal))})
+	}
 	if r := i.RSVD; r != nil {
 		rows = append(rows,
 			[2]string{"image", strings.Join(nonEmpty(r.Format, r.Type), ", ")},
 			[2]string{"disk id", r.VirtualDiskID},
+			[2]string{"block size", blockText(r.BlockSize)},
 			[2]string{"space in the file", bytesText(int64(r.FileSize))},
 			[2]string{"server", fmt.Sprintf("MS-RSVD version %d (context version %d)", r.ServerVersion, r.ContextVersion)},
 			[2]string{"data path", r.IO},
@@ -114,6 +118,14 @@ func printInfo(c *cli.Context, i *bridge.Info) {
 		rows = append(rows, [2]string{"connection", s.Summary()})
 	}
 	table(c, rows...)
+}
+
+// blockText leaves out what the server does not tell, as a fixed disk has no blocks.
+func blockText(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return bytesText(int64(n))
 }
 
 func nonEmpty(list ...string) (out []string) {

@@ -25,7 +25,7 @@ ready it prints one line, "ready nbd+unix://…" or "ready nbd://…", the URI t
   nbdcopy 'nbd+unix:///?socket=/run/a.sock' a.raw`,
 		Flags: concat(
 			[]cli.Flag{
-				&cli.StringSliceFlag{Name: "listen", Usage: "unix:`PATH` or tcp:HOST:PORT; port 0 picks a free one; may be given several times"},
+				&cli.StringSliceFlag{Name: "listen", Usage: "`ADDRESS` for clients, unix:PATH or tcp:HOST:PORT; port 0 picks a free one; may be given several times"},
 				&cli.StringFlag{Name: "export", Usage: "`NAME` of the export; clients that ask for none get it too"},
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 			},
