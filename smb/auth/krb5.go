@@ -185,11 +185,10 @@ func (k *Kerberos) configure(path string, getenv func(string) string) error {
 	}
 	l.DefaultTktEnctypeIDs = choose(l.DefaultTktEnctypes, defaults.DefaultTktEnctypes, l.DefaultTktEnctypeIDs)
 	l.DefaultTGSEnctypeIDs = choose(l.DefaultTGSEnctypes, defaults.DefaultTGSEnctypes, l.DefaultTGSEnctypeIDs)
-	if permitted := choose(l.PermittedEnctypes, defaults.PermittedEnctypes, l.PermittedEnctypeIDs); len(permitted) > 0 {
-		drop := func(t int32) bool { return !slices.Contains(permitted, t) }
-		l.DefaultTktEnctypeIDs = slices.DeleteFunc(l.DefaultTktEnctypeIDs, drop)
-		l.DefaultTGSEnctypeIDs = slices.DeleteFunc(l.DefaultTGSEnctypeIDs, drop)
-	}
+	permitted := choose(l.PermittedEnctypes, defaults.PermittedEnctypes, l.PermittedEnctypeIDs)
+	drop := func(t int32) bool { return !slices.Contains(permitted, t) }
+	l.DefaultTktEnctypeIDs = slices.DeleteFunc(l.DefaultTktEnctypeIDs, drop)
+	l.DefaultTGSEnctypeIDs = slices.DeleteFunc(l.DefaultTGSEnctypeIDs, drop)
 	if len(l.DefaultTktEnctypeIDs) == 0 || len(l.DefaultTGSEnctypeIDs) == 0 {
 		return kerberosErrorf("%s permits no encryption type that is used here (AES)", path)
 	}
