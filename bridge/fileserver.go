@@ -31,6 +31,7 @@ type ServeOptions struct {
 	MaxDialect  wire.Dialect
 	Encrypt     bool
 	ReadOnly    bool
+	CA          bool // continuously available: persistent opens
 	Pcap        string
 	Logger      *slog.Logger
 }
@@ -55,7 +56,7 @@ func NewFileServer(o ServeOptions) (_ *FileServer, err error) {
 		return nil, err
 	}
 	cfg := server.Config{
-		Shares:     []server.Share{{Name: o.Share, Dir: o.Dir, ReadOnly: o.ReadOnly}},
+		Shares:     []server.Share{{Name: o.Share, Dir: o.Dir, ReadOnly: o.ReadOnly, CA: o.CA}},
 		Users:      users,
 		Kerberos:   krb,
 		MinDialect: o.MinDialect, MaxDialect: o.MaxDialect, Encrypt: o.Encrypt, Logger: o.Logger,

@@ -4,7 +4,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
@@ -60,8 +59,7 @@ func TestChannels(t *testing.T) {
 				t.Errorf("%v: READ on the third channel: %q, %v", d, got, st)
 			}
 			// The first connection goes; the session does not.
-			p.tc.Close()
-			s.waitChannels(t, 2)
+			s.cut(t, p)
 			check(t, "WRITE after the loss of the first channel", q.write(id, 0, "ONE"), ntstatus.Success)
 			other := r.open(openReq("b"))
 			check(t, "CLOSE on another channel", q.close(other), ntstatus.Success)
@@ -75,26 +73,23 @@ func TestChannels(t *testing.T) {
 	}
 }
 
-// waitChannels waits until the only session has n channels.
-func (s *testServer) waitChannels(t testing.TB, n int) {
+// cut closes the connection of p and waits until the server has dealt with that.
+func (s *testServer) cut(t testing.TB, p *peer) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
-		s.mu.Lock()
-		have := -1
-		for _, sn := range s.sessions {
-			sn.mu.RLock()
-			have = len(sn.channels)
-			sn.mu.RUnlock()
+	at := p.tc.LocalAddr().String()
+	s.mu.Lock()
+	var c *conn
+	for x := range s.conns {
+		if x.tc.RemoteAddr().String() == at {
+			c = x
 		}
-		s.mu.Unlock()
-		if have == n {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%d channels, want %d", have, n)
-		}
-		time.Sleep(time.Millisecond) // nothing tells when the server has seen the end of a connection
 	}
+	s.mu.Unlock()
+	if c == nil {
+		t.Fatal("the server does not know the connection")
+	}
+	p.tc.Close()
+	<-c.over
 }
 
 // TestLastChannel ends the session with the last of its connections.
@@ -105,9 +100,8 @@ func TestLastChannel(t *testing.T) {
 	q, st := s.addChannel(t, p, wire.Dialect311, nil)
 	check(t, "binding", st, ntstatus.Success)
 	check(t, "LOCK", p.ask(wire.CmdLock, lockReq(id, wire.LockExclusive|wire.LockFailImmediately)).status(), ntstatus.Success)
-	p.tc.Close()
-	q.tc.Close()
-	s.waitChannels(t, -1)
+	s.cut(t, p)
+	s.cut(t, q)
 	x := s.connect(t, wire.Dialect311, "disks")
 	check(t, "LOCK after the session has ended", x.ask(wire.CmdLock, lockReq(x.open(openReq("a")), wire.LockExclusive|wire.LockFailImmediately)).status(), ntstatus.Success)
 }

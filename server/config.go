@@ -18,6 +18,10 @@ type Share struct {
 	Comment  string
 	ReadOnly bool
 	Encrypt  bool // refuse clients that do not encrypt
+
+	// CA says that the share is continuously available: clients may ask for persistent opens, which survive the loss of a connection, and everything
+	// that they write is durable before it is acknowledged.
+	CA bool
 }
 
 // Config says what a server offers. Only Users or Kerberos is required.

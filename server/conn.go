@@ -46,6 +46,7 @@ type conn struct {
 	sender *transport.Sender
 	ctx    context.Context // of everything that runs for this connection
 	cancel context.CancelCauseFunc
+	over   chan struct{} // closed when run has cleaned up
 
 	// Negotiation; written by the reading goroutine only, before any session exists.
 	negotiated   bool
@@ -89,7 +90,7 @@ type conn struct {
 }
 
 func newConn(s *Server, tc transport.Conn) *conn {
-	c := &conn{srv: s, tc: tc, pending: map[uint64]*pendingOp{}, sessions: map[uint64]*channel{}, bindings: map[uint64]*channel{}}
+	c := &conn{srv: s, tc: tc, over: make(chan struct{}), pending: map[uint64]*pendingOp{}, sessions: map[uint64]*channel{}, bindings: map[uint64]*channel{}}
 	c.log = s.log.With("client", tc.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(s.ctx)
 	c.memory.limit = s.lim.InflightConnection
@@ -136,6 +137,7 @@ func (c *conn) run() {
 	for _, ch := range c.takeSessions() {
 		ch.drop()
 	}
+	close(c.over)
 	cause := context.Cause(c.ctx)
 	switch {
 	case errors.Is(cause, io.EOF), errors.Is(cause, net.ErrClosed), errors.Is(cause, ErrClosed):

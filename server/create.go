@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,7 @@ type createArgs struct {
 	allocSize int64
 	maxAccess bool // MxAc
 	onDiskID  bool // QFid
+	durable   durableArgs
 }
 
 // create handles CREATE. [MS-SMB2] 3.3.5.9
@@ -62,6 +64,31 @@ func (r *request) create() ntstatus.Status {
 		return r.createPipe(req)
 	}
 	a := &createArgs{CreateRequest: req}
+	if st := a.durableContexts(r.c.dialect); st != ntstatus.Success {
+		return st
+	}
+	if a.durable.reconnect {
+		return r.reconnect(a)
+	}
+	var kept *durable
+	if v := &a.durable; v.request && v.persistent && r.persistence() {
+		var again bool
+		var st ntstatus.Status
+		if kept, again, st = r.beginDurable(a); st != ntstatus.Success {
+			return st
+		} else if again {
+			return r.answerAgain(a, kept, kept.action)
+		}
+	}
+	st := r.createNew(a, kept)
+	if st != ntstatus.Success {
+		r.c.srv.durables.abandon(kept)
+	}
+	return st
+}
+
+// createNew opens what the request asks for. kept is not nil if the open is to be persistent.
+func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 	if st := r.checkCreate(a); st != ntstatus.Success {
 		return st
 	}
@@ -70,11 +97,28 @@ func (r *request) create() ntstatus.Status {
 		s.opens.Add(-1)
 		return ntstatus.InsufficientResources
 	}
-	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, drained: make(chan struct{}, 1)}
+	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, share0: r.tree.share, drained: make(chan struct{}, 1)}
 	o.sequence.set(uint16(r.hdr.Status))
+	if r.persistence() {
+		o.options |= wire.OptWriteThrough // [MS-SMB2] 3.3.5.9, "Open Execution"
+	}
+	if a.durable.app != nil {
+		a.durable.app.clientGUID = r.c.clientGUID
+	}
 	resp := &wire.CreateResponse{}
-	st := r.openObject(a, o, resp)
+	st := r.takeOver(a)
 	if st == ntstatus.Success {
+		st = r.openObject(a, o, resp)
+	}
+	if st == ntstatus.Success {
+		o.app = a.durable.app
+		if kept != nil && !o.dir {
+			o.durable, kept.action = kept, resp.Action
+			if n := len(resp.Contexts); a.kind == streamDisk && n > 0 && resp.Contexts[n-1].Name == wire.CreateSVHDX {
+				kept.svhdx = resp.Contexts[n-1].Data
+			}
+			resp.Contexts = slices.Insert(resp.Contexts, 0, kept.reply())
+		}
 		st = r.register(o)
 	}
 	if st != ntstatus.Success {
@@ -92,6 +136,15 @@ func (r *request) create() ntstatus.Status {
 		}
 		return st
 	}
+	if kept != nil && o.durable == nil {
+		s.durables.abandon(kept) // a directory
+	}
+	r.finishCreate(o, resp)
+	return ntstatus.Success
+}
+
+// finishCreate makes the reply.
+func (r *request) finishCreate(o *open, resp *wire.CreateResponse) {
 	resp.FileID = o.id
 	r.chainFile, r.chainOpen = o.id, true
 	n := 128
@@ -100,7 +153,6 @@ func (r *request) create() ntstatus.Status {
 	}
 	r.w.ensure(n)
 	r.setBody(resp.Append(r.body()))
-	return ntstatus.Success
 }
 
 // register gives an open its identifiers and makes it known to the session.
@@ -108,6 +160,7 @@ func (r *request) register(o *open) ntstatus.Status {
 	sn, s := r.sess, r.c.srv
 	n := s.newID()
 	o.id = wire.FileID{Persistent: n, Volatile: n<<8 | 0x5A}
+	s.durables.add(o)
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
 	if sn.state.Load() == sessionGone {
@@ -213,9 +266,13 @@ func (a *createArgs) contexts(d wire.Dialect) ntstatus.Status {
 			if len(c.Data) > 0 && a.kind != streamDisk {
 				return ntstatus.EAsNotSupported
 			}
-		case wire.CreateDurableConnect, wire.CreateDurableConnect2:
-			// No handle was ever durable. [MS-SMB2] 3.3.5.9.7, 3.3.5.9.12
+		case wire.CreateDurableConnect:
+			// Only persistent opens are durable. [MS-SMB2] 3.3.5.9.7
 			return ntstatus.ObjectNameNotFound
+		case wire.CreateDurableConnect2:
+			if d < wire.Dialect300 {
+				return ntstatus.ObjectNameNotFound
+			}
 		case wire.CreateSVHDX:
 			if d >= wire.Dialect302 {
 				a.svhdx, a.hasSVHDX = c.Data, true

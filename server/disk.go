@@ -102,3 +102,13 @@ func readlink(fd int) (string, error) {
 	}
 	return string(buf[:n]), nil
 }
+
+// statPath is statAt for a path below the share.
+func (sh *share) statPath(rel string, m *meta) error {
+	fd, err := sh.openBeneath(rel, unix.O_PATH, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sh.statAt(fd, "", m)
+}

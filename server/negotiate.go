@@ -101,6 +101,9 @@ func (r *request) negotiate() (ntstatus.Status, error) {
 	if best >= wire.Dialect300 && req.Capabilities&wire.CapMultiChannel != 0 {
 		resp.Capabilities |= wire.CapMultiChannel
 	}
+	if best >= wire.Dialect300 && req.Capabilities&wire.CapPersistentHandles != 0 && c.srv.persists() {
+		resp.Capabilities |= wire.CapPersistentHandles
+	}
 	c.dialect, c.clientGUID, c.clientCaps, c.clientSec, c.clientDials = best, req.ClientGUID, req.Capabilities, req.SecurityMode, req.Dialects
 	c.serverCaps = resp.Capabilities
 	c.negotiated, c.multiCredit = true, true

@@ -13,7 +13,7 @@ import (
 // open is one open of a file, directory, pipe or virtual disk.
 type open struct {
 	id      wire.FileID
-	sess    *session
+	sess    *session // sess, tree and id.Volatile of a persistent open change when its client comes back
 	tree    *tree
 	fd      int // -1 for pipes and disks
 	path    bool
@@ -29,6 +29,10 @@ type open struct {
 
 	rel           string // path below the share; under obj.mu
 	deleteOnClose bool   // under obj.mu
+
+	durable *durable     // nil if the open does not survive its connection
+	app     *appInstance // nil if the client named none
+	share0  *share       // constant, unlike tree
 
 	lockSeq []uint8 // by index, the number of the last LOCK that was done plus one; under obj.mu. [MS-SMB2] 3.3.1.10
 
@@ -89,12 +93,20 @@ func (o *open) beginClose() bool {
 	}
 }
 
+// waitIdle waits for all requests that use an open whose close has begun.
+func (o *open) waitIdle() {
+	for o.refs.Load() != closing {
+		<-o.drained
+	}
+}
+
 // finishClose waits for all requests that use the open, then closes it: locks go, a pending deletion is done, the descriptor is closed last.
 func (o *open) finishClose() {
-	<-o.drained
+	o.waitIdle()
 	// Only now, as one of those requests may just have become a pending operation.
 	o.sess.cancelPending(o, ntstatus.NotifyCleanup)
 	s := o.tree.share.srv
+	s.durables.drop(o)
 	s.notify.drop(o)
 	o.list.close()
 	if o.obj != nil {
@@ -159,6 +171,10 @@ func (t *objectTable) join(key fileKey, o *open) ntstatus.Status {
 		return ntstatus.DeletePending
 	}
 	for _, e := range obj.opens {
+		if e.durable != nil && e.durable.parked.Load() && !(e.isDisk && o.isDisk) {
+			// Its client may come back. Shared disks do not exclude each other; what fences there is the reservation. [MS-SMB2] 3.3.5.9
+			return ntstatus.FileNotAvailable
+		}
 		if conflict(e, o) {
 			return ntstatus.SharingViolation
 		}

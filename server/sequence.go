@@ -61,6 +61,9 @@ func (r *request) checkSequence(o *open) ntstatus.Status {
 	if r.c.dialect < wire.Dialect300 {
 		return ntstatus.Success
 	}
+	if e := o.durable; e != nil && r.hdr.Command != wire.CmdClose && e.replayable.Load() {
+		e.replayable.Store(false)
+	}
 	var ok bool
 	r.counted, ok = o.sequence.enter(uint16(r.hdr.Status), r.hdr.Flags&wire.FlagReplayOperation != 0)
 	if !ok {

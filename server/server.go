@@ -19,15 +19,16 @@ import (
 
 // Server is an SMB 3 file server. Make one with New, run it with Serve, end it with Shutdown or Close.
 type Server struct {
-	cfg     Config
-	log     *slog.Logger
-	lim     Limits
-	name    string
-	guid    wire.GUID
-	started time.Time
-	shares  map[string]*share // by folded name; fixed after New
-	objects objectTable
-	notify  notifier
+	cfg      Config
+	log      *slog.Logger
+	lim      Limits
+	name     string
+	guid     wire.GUID
+	started  time.Time
+	shares   map[string]*share // by folded name; fixed after New
+	objects  objectTable
+	notify   notifier
+	durables durables
 
 	memory memoryLimit // requests and replies of all connections
 
@@ -84,6 +85,7 @@ func New(cfg Config) (*Server, error) {
 	s.memory.limit = s.lim.InflightTotal
 	s.objects.init()
 	s.notify.init()
+	s.durables.init()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, sh := range cfg.Shares {
 		v, err := newShare(s, sh)
@@ -212,6 +214,7 @@ func (s *Server) Close() error {
 	}
 	s.cancel()
 	s.wg.Wait()
+	s.closeParked()
 	s.notify.close()
 	s.releaseShares()
 	return nil

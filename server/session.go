@@ -48,6 +48,8 @@ type session struct {
 	trees    map[uint32]*tree
 	opens    map[uint64]*open
 	nextTree uint32
+
+	dropped chan struct{} // closed when all of a session that has ended is closed or parked
 }
 
 // established says whether the session has keys.
@@ -232,7 +234,7 @@ func (s *Server) newAcceptor() auth.Acceptor {
 // newSession adds a session that is not authenticated yet, or returns nil if there are too many.
 func (c *conn) newSession() *channel {
 	s := c.srv
-	sn := &session{srv: s, dialect: c.dialect, cipher: c.cipher, clientGUID: c.clientGUID, trees: map[uint32]*tree{}, opens: map[uint64]*open{}}
+	sn := &session{srv: s, dialect: c.dialect, cipher: c.cipher, clientGUID: c.clientGUID, trees: map[uint32]*tree{}, opens: map[uint64]*open{}, dropped: make(chan struct{})}
 	ch := &channel{sn: sn, c: c}
 	sn.channels = []*channel{ch}
 	s.mu.Lock()
@@ -267,9 +269,6 @@ func (s *Server) guidTag() uint32 { return uint32(s.started.UnixNano()>>20) | 1 
 // dropSession ends a session on all its connections and closes what it has open. The last one that ended is remembered by each connection, so that
 // requests that come too late get a signed answer.
 func (s *Server) dropSession(sn *session) {
-	s.mu.Lock()
-	delete(s.sessions, sn.id)
-	s.mu.Unlock()
 	sn.mu.Lock()
 	before := sn.state.Swap(sessionGone) // from now on no channel is added
 	list := slices.Clone(sn.channels)
@@ -293,6 +292,10 @@ func (s *Server) dropSession(sn *session) {
 	clear(sn.trees)
 	sn.channels = nil
 	sn.mu.Unlock()
+	s.mu.Lock()
+	delete(s.sessions, sn.id)
+	s.mu.Unlock()
+	close(sn.dropped)
 }
 
 // closeOpens closes all opens of a tree, or of all trees.
@@ -309,7 +312,7 @@ func (sn *session) closeOpens(t *tree) {
 	// In the order in which they were opened, as far as it can be seen: who waits for a lock of an earlier open gets it.
 	slices.SortFunc(list, func(a, b *open) int { return cmp.Compare(a.id.Persistent, b.id.Persistent) })
 	for _, o := range list {
-		if o.beginClose() {
+		if o.beginClose() && !(t == nil && sn.srv.park(o)) {
 			o.finishClose()
 		}
 	}
@@ -320,10 +323,11 @@ func (s *Server) dropPrevious(id uint64, user string) {
 	s.mu.Lock()
 	old := s.sessions[id]
 	s.mu.Unlock()
-	if old == nil || !old.established() || old.user != user {
+	if old == nil || old.state.Load() == sessionInProgress || old.user != user {
 		return
 	}
 	s.dropSession(old)
+	<-old.dropped // also if somebody else had begun: what is kept of it must be there for the new session
 }
 
 // logoff handles LOGOFF. [MS-SMB2] 3.3.5.6

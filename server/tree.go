@@ -59,6 +59,9 @@ func (r *request) treeConnect() (ntstatus.Status, error) {
 	if sh.cfg.Encrypt {
 		resp.ShareFlags |= wire.ShareFlagEncryptData
 	}
+	if sh.cfg.CA && c.dialect >= wire.Dialect300 {
+		resp.Capabilities |= wire.ShareCapContinuousAvailability
+	}
 	resp.MaximalAccess = t.access
 	sn.mu.Lock()
 	if len(sn.trees) >= c.srv.lim.MaxTrees {

@@ -33,6 +33,7 @@ unless --listen names another address. When it is ready it prints one line, "rea
 			&cli.StringFlag{Name: "min-dialect", Usage: "oldest SMB dialect to accept: 2.1, 3.0, 3.0.2, 3.1.1", Value: "3.0"},
 			&cli.StringFlag{Name: "max-dialect", Usage: "newest SMB dialect to offer", Value: "3.1.1"},
 			&cli.BoolFlag{Name: "encrypt", Usage: "refuse clients that do not encrypt"},
+			&cli.BoolFlag{Name: "ca", Usage: "announce the share as continuously available: opens survive a lost connection, writes are durable at once"},
 			&cli.BoolFlag{Name: "read-only", Usage: "refuse every change"},
 			&cli.StringFlag{Name: "pcap", Usage: "write all SMB messages to `FILE` for Wireshark, and the session keys beside it (FILE.keys)"},
 		}, readyFlags()...),
@@ -46,7 +47,7 @@ func serve(c *cli.Context) error {
 		return err
 	}
 	o := bridge.ServeOptions{
-		Dir: dir, Share: c.String("share"), UsersFile: c.String("users"), Encrypt: c.Bool("encrypt"), ReadOnly: c.Bool("read-only"),
+		Dir: dir, Share: c.String("share"), UsersFile: c.String("users"), Encrypt: c.Bool("encrypt"), ReadOnly: c.Bool("read-only"), CA: c.Bool("ca"),
 		Keytab: c.String("keytab"), KerberosFor: c.StringSlice("krb5-user"), AllowRC4: c.Bool("krb5-rc4"), NoNTLM: c.Bool("no-ntlm"),
 		Pcap: c.String("pcap"), RSVDVersion: uint32(c.Uint("rsvd-version")),
 	}

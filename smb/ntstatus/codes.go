@@ -138,6 +138,7 @@ const (
 	InvalidToken                     Status = 0xC0000465
 	ServerUnavailable                Status = 0xC0000466
 	FileNotAvailable                 Status = 0xC0000467
+	ContextMismatch                  Status = 0xC0000719
 	InvalidSignature                 Status = 0xC000A000
 	HashNotSupported                 Status = 0xC000A100
 	OffloadReadFileNotSupported      Status = 0xC000A2A3
@@ -300,6 +301,7 @@ var names = map[Status]string{
 	InvalidToken:                             "STATUS_INVALID_TOKEN",
 	ServerUnavailable:                        "STATUS_SERVER_UNAVAILABLE",
 	FileNotAvailable:                         "STATUS_FILE_NOT_AVAILABLE",
+	ContextMismatch:                          "STATUS_CONTEXT_MISMATCH",
 	InvalidSignature:                         "STATUS_INVALID_SIGNATURE",
 	HashNotSupported:                         "STATUS_HASH_NOT_SUPPORTED",
 	OffloadReadFileNotSupported:              "STATUS_OFFLOAD_READ_FILE_NOT_SUPPORTED",
