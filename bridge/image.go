@@ -205,7 +205,9 @@ func checkCreate(loc Location, co CreateOptions) error {
 		return Usagef("sectors have 512 or 4096 bytes")
 	case co.PhysicalSector != 0 && co.PhysicalSector < co.LogicalSector:
 		return Usagef("the physical sector cannot be smaller than the logical one")
-	case co.Size <= 0 || co.Size%sector != 0:
+	case co.Size == 0:
+		return Usagef("a disk needs at least one sector; give a size such as 10G")
+	case co.Size < 0 || co.Size%sector != 0:
 		return Usagef("a disk of %d bytes is not a whole number of sectors of %d bytes", co.Size, sector)
 	case co.Size > 64<<40:
 		return Usagef("a VHDX holds at most 64 TiB")

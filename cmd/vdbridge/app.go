@@ -17,7 +17,7 @@ server offers that, otherwise as a file for this host alone; --mode rsvd or --mo
 
 Try it without any other server:
 
-  vdbridge create disks/a.vhdx --size 10G
+  mkdir disks; vdbridge create disks/a.vhdx --size 10G
   echo 'me:secret' > users; echo secret > password
   vdbridge serve disks --users users &
   vdbridge nbd smb://me@127.0.0.1:4450/disks/a.vhdx --password-file password --listen unix:/tmp/a.sock &
@@ -35,12 +35,15 @@ func newApp(out, errOut io.Writer) *cli.App {
 		ErrWriter:              errOut,
 		ExitErrHandler:         func(*cli.Context, error) {},
 		OnUsageError:           onUsageError,
-		Flags:                  logFlags(),
+		Flags:                  append(logFlags(), &cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"}),
 		Commands: []*cli.Command{
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
 			prCommand(), scsiCommand(), benchCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
+			if c.Bool("version") {
+				return printVersion(c)
+			}
 			if c.Args().Present() {
 				return usage("there is no command %q; 'vdbridge --help' lists them", c.Args().First())
 			}

@@ -103,6 +103,6 @@ func prCapabilities(ctx context.Context, _ *cli.Context, d *rsvd.Disk) (string, 
 		out.Types = append(out.Types, t.String())
 	}
 	yes := map[bool]string{true: "yes", false: "no"}
-	return fmt.Sprintf("types: %s\npersist through power loss: %s\nspecify initiators: %s\nall target ports: %s\n", strings.Join(out.Types, ", "),
+	return fmt.Sprintf("types: %s\npersist through power loss: %s\nspecify initiators: %s\nall target ports: %s\n", strings.Join(out.Types, "; "),
 		yes[out.PersistThroughPowerLoss], yes[out.SpecifyInitiators], yes[out.AllTargetPorts]), out, nil
 }

@@ -11,13 +11,15 @@ var version = ""
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
-		Action: func(c *cli.Context) error {
-			printf(c, "vdbridge %s\n", versionText())
-			return nil
-		},
+		Name:   "version",
+		Usage:  "print the version",
+		Action: printVersion,
 	}
+}
+
+func printVersion(c *cli.Context) error {
+	printf(c, "vdbridge %s\n", versionText())
+	return nil
 }
 
 func versionText() string {
