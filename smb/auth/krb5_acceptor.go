@@ -283,7 +283,9 @@ func (m *krb5Acceptor) check(req *messages.APReq) ([]byte, error) {
 	if a.SubKey.KeyType != 0 {
 		like = a.SubKey
 	}
-	m.acceptorSubkey = newSubkey(like)
+	if like.KeyType != etypeID.RC4_HMAC { // see krb5Initiator.reply
+		m.acceptorSubkey = newSubkey(like)
+	}
 	m.sendSeq = randomSequence()
 	return encodeAPRep(apRep{ctime: a.CTime, cusec: a.Cusec, subkey: m.acceptorSubkey, seq: m.sendSeq}, ticket.Key)
 }

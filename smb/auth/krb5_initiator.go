@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 	"github.com/jcmturner/gokrb5/v8/messages"
 	"github.com/jcmturner/gokrb5/v8/types"
 )
@@ -121,7 +122,10 @@ func (m *krb5Initiator) reply(in []byte) error {
 	if !r.ctime.Equal(m.ctime) || r.cusec != m.cusec {
 		return fmt.Errorf("%w: the server's proof of identity answers another logon (AP-REP of another time)", ErrRefused)
 	}
-	m.acceptorSubkey = r.subkey
+	// With RC4 the acceptor's subkey is of no account: that came with RFC 4121, and MIT and Heimdal hold to it.
+	if r.subkey.KeyType != etypeID.RC4_HMAC || m.initiatorSubkey.KeyType != etypeID.RC4_HMAC {
+		m.acceptorSubkey = r.subkey
+	}
 	return nil
 }
 

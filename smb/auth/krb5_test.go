@@ -109,7 +109,7 @@ func TestKerberosExchange(t *testing.T) {
 				t.Errorf("type %d: keys %x and %x", et, i.SessionKey(), a.SessionKey())
 			}
 			if bytes.Equal(i.SessionKey(), ticket.key.KeyValue) {
-				t.Error("the session key is the ticket's, not that of AP-REP")
+				t.Error("the session key is the ticket's, not a fresh one")
 			}
 			want := Identity{User: "alice", Domain: testRealm}
 			if i.Identity() != want || a.Identity() != want {
