@@ -63,7 +63,7 @@ func TestChannels(t *testing.T) {
 			check(t, "WRITE after the loss of the first channel", q.write(id, 0, "ONE"), ntstatus.Success)
 			other := r.open(openReq("b"))
 			check(t, "CLOSE on another channel", q.close(other), ntstatus.Success)
-			if p, st = s.addChannel(t, q, d, func(n *peer) { n.sealer = q.sealer }); st != ntstatus.AccessDenied {
+			if _, st = s.addChannel(t, q, d, func(n *peer) { n.sealer = q.sealer }); st != ntstatus.AccessDenied {
 				// A channel's key is not the session's.
 				t.Errorf("%v: binding signed with a channel's key: %v", d, st)
 			}

@@ -137,7 +137,7 @@ func TestPersistentOpen(t *testing.T) {
 
 	// The session goes again: in the place of a new one, before the server knows of the loss, and by LOGOFF.
 	n := s.client(t, 1, q.sid, "me", "ca")
-	resp, st = n.tryOpen(back())
+	_, st = n.tryOpen(back())
 	check(t, "reconnect with the previous session", st, ntstatus.Success)
 	check(t, "LOGOFF", n.ask(wire.CmdLogoff, wire.AppendEmptyResponse).status(), ntstatus.Success)
 	n = s.client(t, 1, 0, "me", "ca")

@@ -36,10 +36,6 @@ func TestBVT_OpenCloseSharedVHD_V2(t *testing.T) {
 	o.close()
 }
 
-func TestReconnectSharedVHDWithoutDeviceContext(t *testing.T) {
-	t.Skip("NOT APPLICABLE YET: it needs persistent handles (DH2Q, DH2C), which client and server get with reconnection")
-}
-
 func TestBVT_TunnelGetFileInfoToSharedVHD(t *testing.T) {
 	each(t, func(t *testing.T, s *sut, v uint32) {
 		o := openDisk(t, s.connect(t), openArgs{version: v})

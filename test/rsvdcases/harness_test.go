@@ -25,6 +25,7 @@ var bg = context.Background()
 
 const (
 	user, password, share = "tester", "Password01!", "SMBClustered"
+	caShare               = share + "CA" // the same directory, continuously available
 	diskName              = "test.vhdx"
 	diskSize              = 1 << 30
 )
@@ -48,7 +49,7 @@ func start(t *testing.T, version uint32) *sut {
 		t.Fatal(err)
 	}
 	srv, err := server.New(server.Config{
-		Shares: []server.Share{{Name: share, Dir: dir}}, Users: auth.NewUsers(map[string]string{user: password}), Disks: disks,
+		Shares: []server.Share{{Name: share, Dir: dir}, {Name: caShare, Dir: dir, CA: true}}, Users: auth.NewUsers(map[string]string{user: password}), Disks: disks,
 	})
 	if err != nil {
 		t.Fatal(err)
