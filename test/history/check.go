@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -89,9 +90,11 @@ var model = (&porcupine.NondeterministicModel{
 }).ToModel()
 
 func judge(h []*Op, patience time.Duration) porcupine.CheckResult {
-	p := make([]porcupine.Operation, len(h))
-	for i, o := range h {
-		p[i] = porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return}
+	p := make([]porcupine.Operation, 0, len(h))
+	for _, o := range h {
+		if o.Outcome != Refused { // that is there for the report
+			p = append(p, porcupine.Operation{ClientId: o.Client, Input: o, Call: o.Call, Return: o.Return})
+		}
 	}
 	return porcupine.CheckOperationsTimeout(model, p, patience)
 }
@@ -133,6 +136,13 @@ func explain(h []*Op, patience time.Duration) string {
 	if len(part) > 60 {
 		part = part[len(part)-60:]
 	}
+	b.WriteString("  long or open:\n")
+	for _, o := range h {
+		if o.Outcome != Refused && o.Call <= ends[i] && o.Return > ends[i] || o.Return-o.Call > int64(time.Second) {
+			b.WriteString("  " + o.String() + "\n")
+		}
+	}
+	b.WriteString("  the last:\n")
 	for _, o := range part {
 		mark := "  "
 		if o.Return == ends[i] {
@@ -143,27 +153,35 @@ func explain(h []*Op, patience time.Duration) string {
 	return b.String()
 }
 
+// seen is a value in a sector.
+type seen struct {
+	sector int
+	v      Value
+}
+
 // prepare selects what concerns a cell, and settles what is unknown: such a write took effect before somebody first saw it, or may as
 // well not have happened, as every write has a value of its own. That keeps the search short.
 func prepare(ops []Op, cell int) []*Op {
-	type seen struct {
-		sector int
-		v      Value
-	}
 	first := make(map[seen]int64) // when a value was seen first: the end of that operation
 	var zeros [CellSectors]int64  // when zeros were seen last
+	last := make(map[seen]int64)  // and last
 	var crashes, changes []Op
+	type flush struct{ call, end int64 } // end: the earliest of this one and those that began later
+	var flushes []flush
 	for i := range ops {
 		o := &ops[i]
 		switch {
 		case o.Kind == Crash:
 			crashes = append(crashes, *o)
+		case o.Kind == Flush && o.Outcome == Done:
+			flushes = append(flushes, flush{o.Call, o.Return})
 		case o.Kind == Read && o.Outcome == Done && o.Cell == cell:
 			for j, v := range o.Vals {
 				k := seen{o.First + j, v}
 				if t, ok := first[k]; !ok || o.Return < t {
 					first[k] = o.Return
 				}
+				last[k] = max(last[k], o.Return)
 				if v == 0 {
 					zeros[o.First+j] = max(zeros[o.First+j], o.Return)
 				}
@@ -182,9 +200,41 @@ func prepare(ops []Op, cell int) []*Op {
 		}
 		return never
 	}
+	// A crash can only bring back what is seen after one. To remember nothing else lets many orders lead to the same state.
+	back := make(map[seen]bool)
+	for k, t := range last {
+		for i := range crashes {
+			back[k] = back[k] || crashes[i].Call < t
+		}
+	}
+	slices.SortFunc(flushes, func(a, b flush) int { return cmp.Compare(a.call, b.call) })
+	for i := len(flushes) - 2; i >= 0; i-- {
+		flushes[i].end = min(flushes[i].end, flushes[i+1].end)
+	}
+	// overtaken says that a later flush covers all that this one did, before the next crash.
+	overtaken := func(o *Op) bool {
+		until := int64(never)
+		for i := range crashes {
+			if crashes[i].Return > o.Call {
+				until = min(until, crashes[i].Call)
+			}
+		}
+		i, _ := slices.BinarySearchFunc(flushes, o.Return, func(f flush, t int64) int { return cmp.Compare(f.call, t) })
+		return i < len(flushes) && flushes[i].end < until
+	}
+	// A command on the reservations must not be carried out late, when its sender has opened the disk again since. (A late write may be.)
+	settled := func(o *Op) int64 {
+		t := died(o)
+		for i := range changes {
+			if c := &changes[i]; c.Kind == Lost && c.Client == o.Client && c.Return > o.Call {
+				t = min(t, c.Return)
+			}
+		}
+		return t
+	}
 	for i := range changes {
 		if changes[i].Outcome == Unknown {
-			changes[i].Return = died(&changes[i])
+			changes[i].Return = settled(&changes[i])
 		}
 	}
 	var out, dropped []*Op
@@ -206,7 +256,7 @@ func prepare(ops []Op, cell int) []*Op {
 		case o.Kind == Read || o.Kind == Flush || o.Kind == Status:
 			continue
 		case !o.data():
-			o.Return = died(&o)
+			o.Return = settled(&o)
 		default:
 			// Every request of these is one command, which happens at one moment; but the power may fail in the middle.
 			p := Op{Kind: Write, Outcome: Unknown, Client: o.Client, Call: o.Call, Return: died(&o), Cell: cell, First: o.First, Vals: o.Vals}
@@ -227,9 +277,12 @@ func prepare(ops []Op, cell int) []*Op {
 			}
 			continue
 		}
-		out = append(out, &o)
+		if o.Kind != Flush || !overtaken(&o) {
+			out = append(out, &o)
+		}
 	}
 	for _, o := range out {
+		o.back = back
 		if o.Kind == CompareAndWrite && o.Outcome == Mismatch {
 			o.lenient = slices.ContainsFunc(dropped, func(d *Op) bool {
 				return d.Call < o.Return && d.First < o.First+len(o.Want) && o.First < d.First+len(d.Vals)

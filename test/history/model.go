@@ -84,8 +84,9 @@ type Op struct {
 	Persistent bool
 	State      PR // of Status
 
-	lenient bool   // a mismatch may come of an unknown write that is not in the history
-	maybe   uint32 // bit per sector: whether it was written stays open
+	lenient bool          // a mismatch may come of an unknown write that is not in the history
+	back    map[seen]bool // what a crash can bring back
+	maybe   uint32        // bit per sector: whether it was written stays open
 }
 
 func (o *Op) data() bool { return o.Kind <= CompareAndWrite && o.Kind != Flush }
@@ -110,6 +111,9 @@ func (o *Op) String() string {
 	}
 	return b.String()
 }
+
+// other stands for whatever was on the disk that nobody has seen after a crash.
+const other = ^Value(1)
 
 // sector is what is known of a sector: it holds one of now; a crash may bring one of old back.
 type sector struct{ now, old []Value }
@@ -239,15 +243,12 @@ func (s *state) step(o *Op) []*state {
 	n := *s
 	switch o.Kind {
 	case Flush:
-		if !s.pr.allows(o.Client, true) && o.Outcome == Done {
-			return nil
-		}
 		for i := range n.sec {
 			n.sec[i].old = nil
 		}
 	case Crash:
 		for i := range n.sec {
-			n.sec[i].now, n.sec[i].old = join(s.sec[i].now, s.sec[i].old), nil
+			n.sec[i].now, n.sec[i].old = join(join(s.sec[i].now, s.sec[i].old), []Value{other}), nil
 		}
 		if !s.pr.Persistent {
 			n.pr = PR{Holder: -1}
@@ -278,6 +279,17 @@ func (s *state) step(o *Op) []*state {
 		}
 	}
 	return []*state{&n}
+}
+
+// remember is what a crash can bring back after the sector has been overwritten.
+func (o *Op) remember(i int, at *sector) []Value {
+	old := at.old
+	for _, v := range at.now {
+		if o.back[seen{i, v}] {
+			old = join(old, []Value{v})
+		}
+	}
+	return old
 }
 
 func (s *state) stepData(o *Op) []*state {
@@ -314,7 +326,7 @@ func (s *state) stepData(o *Op) []*state {
 	case Trim:
 		for i := range o.Vals {
 			at := &n.sec[o.First+i]
-			at.now, at.old = join(at.now, []Value{0}), join(at.old, at.now)
+			at.now, at.old = join(at.now, []Value{0}), o.remember(o.First+i, at)
 		}
 		return []*state{&n}
 	case CompareAndWrite:
@@ -341,11 +353,11 @@ func (s *state) stepData(o *Op) []*state {
 		at := &n.sec[o.First+i]
 		switch {
 		case o.maybe>>i&1 != 0:
-			at.now, at.old = join(at.now, []Value{v}), join(at.old, at.now)
+			at.now, at.old = join(at.now, []Value{v}), o.remember(o.First+i, at)
 		case o.FUA:
 			at.now, at.old = []Value{v}, nil
 		default:
-			at.now, at.old = []Value{v}, join(at.old, at.now)
+			at.now, at.old = []Value{v}, o.remember(o.First+i, at)
 		}
 	}
 	return []*state{&n}
