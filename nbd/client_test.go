@@ -324,16 +324,47 @@ func (r *rawClient) do(q wireRequest, payload []byte) answer {
 		q.cookie = 0x0123456789abcdef
 	}
 	r.request(q, payload)
-	a := r.answer(func(uint64) int {
+	dataLen := func(uint64) int {
 		if q.cmd == cmdRead {
 			return int(q.length)
 		}
 		return 0
-	})
+	}
+	a := r.answer(dataLen)
+	a = joinPieces(r.t, a, q, func() answer { return r.answer(dataLen) })
 	if a.cookie != q.cookie || a.flags != replyFlagDone || r.style == styleExtended && a.offset != q.offset {
 		r.t.Fatalf("%v: reply %+v", q.cmd, a)
 	}
 	return a
+}
+
+// joinPieces makes one answer of the chunks of a READ that did not ask for one chunk: the first is a, next gets the others.
+func joinPieces(t testing.TB, a answer, q wireRequest, next func() answer) answer {
+	t.Helper()
+	if q.cmd != cmdRead || q.flags&cmdFlagDF != 0 || a.flags&replyFlagDone != 0 {
+		return a
+	}
+	all := make([]byte, 8, q.length+8)
+	binary.BigEndian.PutUint64(all, q.offset)
+	for {
+		if a.errno != 0 {
+			return a
+		}
+		at, n := q.offset+uint64(len(all)-8), uint64(len(a.data))-8
+		if a.typ == replyTypeOffsetHole {
+			n = uint64(binary.BigEndian.Uint32(a.data[8:]))
+		}
+		all = append(all, content(t, a, at, n)...)
+		if a.flags&replyFlagDone != 0 {
+			a.typ, a.data = replyTypeOffsetData, all
+			return a
+		}
+		b := next()
+		if b.cookie != a.cookie || b.offset != a.offset {
+			t.Fatalf("chunk %+v after one of cookie %#x, offset %d", b.flags, a.cookie, a.offset)
+		}
+		a = b
+	}
 }
 
 // expect is do, and checks the error number.

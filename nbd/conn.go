@@ -51,6 +51,7 @@ type conn struct {
 	out       []byte // replies that are ready to be sent; empty while anything is in flight
 	vec       [2][]byte
 	reqSize   int
+	pieces    bool // large requests that are executed inline move in pieces
 	lastLarge bool // the last request had a large payload: receive the next header alone
 	soloReq   request
 	collected int // replies in out
@@ -142,6 +143,8 @@ func (c *conn) enterTransmission(h *handshake, att *attached) error {
 	if !ok {
 		tr = &netTransport{conn: h.nc}
 	}
+	_, local := h.nc.(*net.UnixConn)
+	c.pieces = ok && local
 	c.attached = att
 	c.reqSize = requestSize
 	if att.style == styleExtended {
@@ -397,6 +400,10 @@ func (c *conn) runInline(q *wireRequest, payload int) error {
 		} else {
 			c.out = appendDone(c.out, c.style, q)
 		}
+	case c.pieces && c.nonBlocking && q.cmd == cmdWrite:
+		return c.writePieces(q, payload)
+	case c.pieces && q.cmd == cmdRead && q.length > readPieceBytes && c.style != styleSimple && q.flags&cmdFlagDF == 0:
+		return c.readPieces(q)
 	default:
 		return c.runInlineLarge(q, payload)
 	}

@@ -1,11 +1,12 @@
 // Nbdbench measures our NBD server beside nbdkit's memory plugin and go-nbd's server, all over memory, with fio's nbd engine as the client.
 //
-//	go run ./test/bench/nbdbench [-tcp] [-seconds 1] [-rounds 5] [-cells 4k-read-1,…] [-procs N]
+//	go run ./test/bench/nbdbench [-tcp] [-seconds 1] [-rounds 5] [-cells 4k-read-1,…] [-procs N] [-base OLDER]
 //
 // Rounds are interleaved: every server has a short run of a cell before any has its next, so that a noisy machine is noisy for all. The table on
 // standard output has the median of each cell, the ratio of ours to the better of the two others, and the processor time that
-// each server used for a request, which is the steadier figure on a shared machine. Every server is a process of its own; their disks
-// are filled before the first run.
+// each server used for a request, which is the steadier figure on a shared machine, the time that fio used, and how often the server's threads gave up the processor.
+// Every server is a process of its own; their disks are filled before the first run. -base names an older build of this program, whose
+// server is measured as "base", so that a change can be judged. On a busy machine, run the whole thing with "nice -n -20".
 package main
 
 import (
@@ -62,6 +63,7 @@ type options struct {
 	delay   time.Duration
 	hint    bool
 	profile string
+	base    string
 }
 
 func main() {
@@ -75,6 +77,7 @@ func main() {
 	flag.StringVar(&o.servers, "servers", "ours,nbdkit,go-nbd", "servers to measure, separated by commas")
 	flag.DurationVar(&o.delay, "delay", 0, "make each request on our disk and nbdkit's take this long; go-nbd has no such thing")
 	flag.BoolVar(&o.hint, "hint", true, "let our RAM disk say that it never blocks")
+	flag.StringVar(&o.base, "base", "", "an older build of this program: its server is measured as well")
 	flag.StringVar(&o.profile, "profile", "", "write a processor profile of our server here")
 	flag.Parse()
 	var err error
@@ -114,7 +117,11 @@ func run(o options) error {
 			s.cmd.Wait()
 		}
 	}()
-	for _, name := range strings.Split(o.servers, ",") {
+	names := strings.Split(o.servers, ",")
+	if o.base != "" {
+		names = append(names, "base")
+	}
+	for _, name := range names {
 		s, err := start(name, dir, o)
 		if errors.Is(err, exec.ErrNotFound) {
 			fmt.Fprintf(os.Stderr, "nbdbench: %s left out: %v\n", name, err)
@@ -132,11 +139,11 @@ func run(o options) error {
 	fmt.Printf("%s, %d processors, %s, medians of %d runs of %.1f s\n\n", transportName(o), runtime.NumCPU(), runtime.Version(), o.rounds, o.seconds)
 	fmt.Print("| cell |")
 	for _, s := range servers {
-		fmt.Printf(" %s IOPS | %s µs CPU |", s.name, s.name)
+		fmt.Printf(" %s IOPS | µs CPU | µs fio | switches |", s.name)
 	}
 	fmt.Print(" ours / best other |\n| --- |")
 	for range servers {
-		fmt.Print(" ---: | ---: |")
+		fmt.Print(" ---: | ---: | ---: | ---: |")
 	}
 	fmt.Println(" ---: |")
 	for _, c := range cells() {
@@ -145,6 +152,8 @@ func run(o options) error {
 		}
 		iops := make([][]float64, len(servers))
 		cpu := make([][]float64, len(servers))
+		client := make([][]float64, len(servers))
+		switches := make([][]float64, len(servers))
 		for round := range o.rounds {
 			for k := range servers {
 				i := (k + round) % len(servers)
@@ -154,6 +163,8 @@ func run(o options) error {
 				}
 				iops[i] = append(iops[i], m.iops)
 				cpu[i] = append(cpu[i], m.cpu)
+				client[i] = append(client[i], m.client)
+				switches[i] = append(switches[i], m.switches)
 			}
 		}
 		fmt.Printf("| %s |", c.name)
@@ -162,10 +173,10 @@ func run(o options) error {
 			m := median(iops[i])
 			if s.name == "ours" {
 				ours = m
-			} else {
+			} else if s.name != "base" {
 				best = max(best, m)
 			}
-			fmt.Printf(" %.0f | %.2f |", m, median(cpu[i]))
+			fmt.Printf(" %.0f | %.2f | %.2f | %.2f |", m, median(cpu[i]), median(client[i]), median(switches[i]))
 		}
 		if ours > 0 && best > 0 {
 			fmt.Printf(" %.2f |\n", ours/best)
@@ -232,6 +243,9 @@ func start(name, dir string, o options) (*server, error) {
 		if err != nil {
 			return nil, err
 		}
+		if name == "base" {
+			self, name = o.base, "ours"
+		}
 		s.cmd = exec.Command(self, "-serve", name, "-delay", o.delay.String(), "-profile", o.profile, fmt.Sprintf("-hint=%v", o.hint))
 		s.cmd.Env = os.Environ()
 		if o.procs > 0 {
@@ -292,7 +306,8 @@ func runServer(name string, o options) error {
 	return fmt.Errorf("no server %q", name)
 }
 
-type measurement struct{ iops, cpu float64 }
+// measurement has the processor time of the server and of fio for a request in microseconds.
+type measurement struct{ iops, cpu, client, switches float64 }
 
 // runFIO runs one cell; seconds 0 goes once over the disk.
 func runFIO(fio string, s *server, c cell, seconds float64) (m measurement, err error) {
@@ -301,7 +316,7 @@ func runFIO(fio string, s *server, c cell, seconds float64) (m measurement, err 
 	if seconds > 0 {
 		args = append(args, "--time_based", fmt.Sprintf("--runtime=%dms", int(seconds*1000)))
 	}
-	before := cpuTime(s.cmd.Process.Pid)
+	before, switchesBefore := cpuTime(s.cmd.Process.Pid), switches(s.cmd.Process.Pid)
 	out, err := exec.Command(fio, args...).Output()
 	if err != nil {
 		var ee *exec.ExitError
@@ -310,13 +325,16 @@ func runFIO(fio string, s *server, c cell, seconds float64) (m measurement, err 
 		}
 		return m, err
 	}
-	after := cpuTime(s.cmd.Process.Pid)
+	after, switchesAfter := cpuTime(s.cmd.Process.Pid), switches(s.cmd.Process.Pid)
 	if i := strings.IndexByte(string(out), '{'); i > 0 {
 		out = out[i:] // fio says something about the connection first
 	}
 	var r struct {
 		Jobs []struct {
 			Error       int
+			Usr         float64 `json:"usr_cpu"`
+			Sys         float64 `json:"sys_cpu"`
+			Runtime     float64 `json:"job_runtime"` // ms
 			Read, Write struct {
 				IOPS     float64
 				TotalIOs float64 `json:"total_ios"`
@@ -333,6 +351,8 @@ func runFIO(fio string, s *server, c cell, seconds float64) (m measurement, err 
 	m.iops = j.Read.IOPS + j.Write.IOPS
 	if n := j.Read.TotalIOs + j.Write.TotalIOs; n > 0 {
 		m.cpu = (after - before).Seconds() * 1e6 / n
+		m.client = (j.Usr + j.Sys) / 100 * j.Runtime * 1000 / n
+		m.switches = max(0, (switchesAfter-switchesBefore)/n) // threads that ended meanwhile take theirs with them
 	}
 	return m, nil
 }
@@ -350,4 +370,19 @@ func cpuTime(pid int) time.Duration {
 	u, _ := strconv.ParseInt(f[11], 10, 64)
 	k, _ := strconv.ParseInt(f[12], 10, 64)
 	return time.Duration(u+k) * (time.Second / 100) // USER_HZ is 100 on every Linux
+}
+
+// switches is how often the threads of a process have given up the processor of their own accord.
+func switches(pid int) float64 {
+	sum := 0.0
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		if _, v, ok := strings.Cut(string(b), "\nvoluntary_ctxt_switches:"); ok {
+			v, _, _ = strings.Cut(v, "\n")
+			n, _ := strconv.ParseFloat(strings.TrimSpace(v), 64)
+			sum += n
+		}
+	}
+	return sum
 }
