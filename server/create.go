@@ -338,6 +338,9 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	if st := s.objects.join(m.key, o); st != ntstatus.Success {
 		return st
 	}
+	if st := o.hostLock(); st != ntstatus.Success {
+		return st
+	}
 	if action == wire.ActionOpened && a.overwrites() {
 		if st := r.overwrite(a, o, &m); st != ntstatus.Success {
 			return st
