@@ -18,7 +18,11 @@ import (
 
 // suites are the parts of smbtorture that are run: those that say something about a server without oplocks, leases, streams and access control lists.
 var suites = []string{"smb2.connect", "smb2.read", "smb2.rw", "smb2.create", "smb2.ioctl", "smb2.credits", "smb2.dir", "smb2.getinfo", "smb2.setinfo",
-	"smb2.rename", "smb2.compound", "smb2.compound_async", "smb2.lock", "smb2.sharemode", "smb2.mkdir", "smb2.openattr", "smb2.winattr"}
+	"smb2.rename", "smb2.compound", "smb2.compound_async", "smb2.lock", "smb2.sharemode", "smb2.mkdir", "smb2.openattr", "smb2.winattr",
+	"smb2.session", "smb2.multichannel", "smb2.durable-v2-open", "smb2.replay"}
+
+// persistent are the suites for which the share is continuously available.
+var persistent = map[string]bool{"smb2.durable-v2-open": true, "smb2.replay": true}
 
 // known reads the list of tests that are known to fail: suite, test and reason, separated by tabs.
 func known(t *testing.T) map[string]string {
@@ -56,7 +60,7 @@ func TestSmbtorture(t *testing.T) {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
 			s, err := server.New(server.Config{ServerName: "TORTURE", Users: auth.NewUsers(map[string]string{"me": "secret"}),
-				Shares: []server.Share{{Name: "disks", Dir: t.TempDir()}}})
+				Shares: []server.Share{{Name: "disks", Dir: t.TempDir(), CA: persistent[suite]}}})
 			if err != nil {
 				t.Fatal(err)
 			}
