@@ -37,6 +37,7 @@ test-vm: setup build ## tests with a real kernel (User-Mode Linux guests; needs 
 
 test-soak: setup build ## the whole chain under load and verification for SOAK=10m
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 -run Soak ./test/soak
+	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 ./test/history
 
 bench: setup build ## measure beside other programs; writes docs/benchmarks.md
 	@GO='$(GO)' scripts/bench.sh

@@ -106,8 +106,10 @@ func sweep(t *testing.T, j *journal, guests []*guest) {
 	for _, g := range guests {
 		g.mu.Lock()
 		if g.d != nil {
+			g.hurt()
 			_ = g.d.Close(true)
-			g.lostAt.CompareAndSwap(0, j.now())
+			g.d = nil
+			j.add(Op{Kind: Lost, Client: g.id, Call: g.lostAt.Load(), Return: j.now()})
 		}
 		g.mu.Unlock()
 	}
