@@ -172,8 +172,8 @@ func (d *Disk) Usage(ctx context.Context) (Usage, error) {
 	defer d.gate.leave(c)
 	var u Usage
 	for b := int64(0); b < d.geo.blocks; {
-		if n := d.bat.emptyRun(ctx, &d.geo, b); n > 0 {
-			b += n
+		if d.bat.unused(d.geo.entryOf(b)) {
+			b += max(d.bat.absentRun(ctx, &d.geo, b), 1)
 			continue
 		}
 		v, err := d.bat.entry(ctx, d.geo.entryOf(b))

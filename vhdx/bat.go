@@ -352,19 +352,37 @@ func (t *batTable) putBackFreed(freed []extent) {
 	t.freed = append(t.freed, freed...)
 }
 
-// emptyRun returns how many payload blocks from block on are known to be not present because their page of the BAT is all zero; 0 if it is not.
-func (t *batTable) emptyRun(ctx context.Context, g *geometry, block int64) int64 {
+// absent reports whether a block with this entry has no place, reads as zeros, and needs no change to be trimmed or zeroed.
+func absent(v uint64) bool {
+	return v&stateMask == blockNotPresent || v&stateMask == blockZero || v == blockUnmapped
+}
+
+// absentRun returns how many payload blocks from block on are absent, as far as one page of the BAT tells; 0 if the first is not. Going through
+// an empty disk block by block would take seconds.
+func (t *batTable) absentRun(ctx context.Context, g *geometry, block int64) int64 {
 	i := g.entryOf(block)
-	if t.dir[i>>pageShift].Load() == nil {
-		if _, err := t.load(ctx, i>>pageShift); err != nil {
+	p := t.dir[i>>pageShift].Load()
+	if p == nil {
+		var err error
+		if p, err = t.load(ctx, i>>pageShift); err != nil {
+			return 0 // whoever needs the entry will meet the error
+		}
+	}
+	end := (i>>pageShift + 1) << pageShift
+	if p != zeroPage {
+		// A sector bitmap entry in between is not present either, in images without a parent.
+		k := i
+		for k < end && absent(p.e[k&(pageEntries-1)].Load()) {
+			k++
+		}
+		if end = k; end == i {
 			return 0
 		}
 	}
-	if t.dir[i>>pageShift].Load() != zeroPage {
-		return 0
-	}
-	end := (i>>pageShift + 1) << pageShift
 	// Blocks whose entries are below end; the sector bitmap entries in between are not blocks.
 	last := end/(g.ratio+1)*g.ratio + end%(g.ratio+1)
 	return min(last, g.blocks) - block
 }
+
+// unused reports whether an entry lies in a page that is known to be all zero.
+func (t *batTable) unused(i int64) bool { return t.dir[i>>pageShift].Load() == zeroPage }

@@ -306,7 +306,7 @@ func (d *Disk) eachBlock(ctx context.Context, off, n int64, fn func(block, in, n
 		}
 		block, in := off>>d.geo.blockShift, off&(d.geo.blockSize-1)
 		if in == 0 {
-			if run := d.bat.emptyRun(ctx, &d.geo, block); run > 1 && n >= d.geo.blockSize {
+			if run := d.bat.absentRun(ctx, &d.geo, block); run > 1 && n >= d.geo.blockSize {
 				skip := min(run<<d.geo.blockShift, n&^(d.geo.blockSize-1))
 				off, n = off+skip, n-skip
 				continue
@@ -369,7 +369,7 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, yield func(n int64, ho
 			return err
 		}
 		block, in := off>>d.geo.blockShift, off&(d.geo.blockSize-1)
-		if run := d.bat.emptyRun(ctx, &d.geo, block); run > 0 {
+		if run := d.bat.absentRun(ctx, &d.geo, block); run > 0 {
 			k := min(run<<d.geo.blockShift-in, n)
 			e.add(k, true)
 			off, n = off+k, n-k

@@ -15,7 +15,8 @@ type history struct {
 	flushes []flushEvent
 	clock   int64
 	sector  int64
-	sorted  []int64
+	sorted  []int64 // the sectors in order, once the history is over, and their events
+	lists   [][]event
 }
 
 // event is one change of a sector.
@@ -129,6 +130,9 @@ func (h *history) touched() []int64 {
 			h.sorted = append(h.sorted, s)
 		}
 		slices.Sort(h.sorted)
+		for _, s := range h.sorted {
+			h.lists = append(h.lists, h.events[s])
+		}
 	}
 	return h.sorted
 }
@@ -153,7 +157,7 @@ func (h *history) verify(ctx context.Context, d *Disk, ops int, full bool) error
 			if err != nil {
 				return err
 			}
-			if !allows(h.events[s], durable, ops, v) {
+			if !allows(h.lists[i+k], durable, ops, v) {
 				return fmt.Errorf("sector %d (block %d) has the value %d; its history is %+v (durable before %d)", s, s*h.sector/d.geo.blockSize, v, h.events[s], durable)
 			}
 		}
