@@ -63,9 +63,8 @@ func decode(p []byte, off int64) []Value {
 
 // journal is the history in the making.
 type journal struct {
-	t0    time.Time
-	next  atomic.Uint32 // value of the next write
-	ended atomic.Bool
+	t0   time.Time
+	next atomic.Uint32 // value of the next write
 
 	mu     sync.Mutex
 	ops    []Op
