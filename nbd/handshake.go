@@ -93,12 +93,41 @@ func (h *handshake) run(ctx context.Context) (*attached, error) {
 		if _, err := io.ReadFull(h.nc, data); err != nil {
 			return nil, fmt.Errorf("receive option data: %w", err)
 		}
+		if opt == optGo && n == 0 && flags == 0 {
+			var err error
+			if data, err = h.unannounced(); err != nil {
+				return nil, err
+			}
+		}
 		att, err := h.option(ctx, opt, data)
 		if att != nil || err != nil {
 			return att, err
 		}
 	}
 	return nil, fmt.Errorf("the client sent more than %d options", maxOptions)
+}
+
+// unannounced receives the data of a GO whose header says that it has none. go-nbd's client (v0.3.2) sends its options so, and no
+// handshake flags; no other client is mistaken for it, as GO is never empty and belongs to fixed newstyle, which needs a flag.
+func (h *handshake) unannounced() ([]byte, error) {
+	data := make([]byte, 4, 64)
+	if _, err := io.ReadFull(h.nc, data); err != nil {
+		return nil, fmt.Errorf("receive option data: %w", err)
+	}
+	n := binary.BigEndian.Uint32(data)
+	if n > maxString {
+		return nil, fmt.Errorf("the client sent a GO without data, and %#x where an option begins", n)
+	}
+	data = append(data, make([]byte, n+2)...)
+	if _, err := io.ReadFull(h.nc, data[4:]); err != nil {
+		return nil, fmt.Errorf("receive option data: %w", err)
+	}
+	at := len(data)
+	data = append(data, make([]byte, 2*int(binary.BigEndian.Uint16(data[at-2:])))...)
+	if _, err := io.ReadFull(h.nc, data[at:]); err != nil {
+		return nil, fmt.Errorf("receive option data: %w", err)
+	}
+	return data, nil
 }
 
 // option answers one option. It returns an attachment when the transmission phase begins.

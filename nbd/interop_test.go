@@ -218,8 +218,8 @@ func TestNbdClientList(t *testing.T) {
 	}
 }
 
-// TestGoNBDClientNegotiation sends what go-nbd v0.3.2's client sends: no flags at all, then options nevertheless, and GO with a block size request.
-func TestGoNBDClientNegotiation(t *testing.T) {
+// TestClientWithoutFlags sends no handshake flags at all, then options nevertheless.
+func TestClientWithoutFlags(t *testing.T) {
 	ts := startServer(t, oneDisk(ramdisk.New(1<<20, 512)))
 	r := dial(t, ts)
 	r.greet(0)
