@@ -17,6 +17,7 @@ need=(
 	qemu-img:qemu-utils nbdkit:nbdkit nbdcopy:libnbd-bin nbd-client:nbd-client fio:fio # NBD and VHDX peers
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user                    # a private Kerberos realm
+	/usr/share/samba/setup:samba-ad-provision /usr/share/doc/samba-ad-dc:samba-ad-dc   # an Active Directory domain
 	shellcheck:shellcheck                                                              # lint
 )
 
