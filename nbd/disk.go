@@ -30,7 +30,7 @@ type Disk interface {
 }
 
 // NonBlocker is an optional ability of a Disk: NonBlocking reports that no call ever waits for anything but the processor, so that calls
-// need no goroutine of their own.
+// need no goroutine of their own. Large writes to such a disk may arrive as several calls of Write, each of whole physical blocks.
 type NonBlocker interface {
 	NonBlocking() bool
 }

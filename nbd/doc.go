@@ -15,6 +15,10 @@
 // Which gait is right is measured, not configured: the time of each disk call is noted, and inline execution is used only while the last
 // calls were all short and nothing is in flight. A disk that knows that it never blocks says so with [NonBlocker].
 //
+// Large requests that are executed inline on a local socket move in pieces, see pieces.go. The payload of a WRITE to a disk that calls itself
+// [NonBlocker] is then executed while it arrives, so a connection that dies half-way leaves half of an unacknowledged write on that disk. All other disks
+// see a WRITE only when its payload is complete.
+//
 // # Memory
 //
 // Every byte between receiving a request and having sent its reply is counted against a limit for the connection and one for the server.

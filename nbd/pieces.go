@@ -17,7 +17,7 @@ import (
 // pieceAlign on the disk, so no physical block is torn.
 const (
 	writePieceBytes = 64 << 10  // at least this much is written at once
-	readPieceBytes  = 128 << 10 // this much is read at once
+	readPieceBytes  = 256 << 10 // this much is read at once; with less, the client is woken too often
 	pieceAlign      = 4096
 )
 

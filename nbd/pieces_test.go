@@ -83,7 +83,7 @@ func TestReadPieces(t *testing.T) {
 		typ    uint16
 		at, n  uint64
 		chunks int
-	}{{replyTypeOffsetHole, 0, 2 << 20, 1}, {replyTypeOffsetData, 2 << 20, readPieceBytes, 8}, {replyTypeOffsetHole, 3 << 20, 1 << 20, 1}} {
+	}{{replyTypeOffsetHole, 0, 2 << 20, 1}, {replyTypeOffsetData, 2 << 20, readPieceBytes, 1 << 20 / readPieceBytes}, {replyTypeOffsetHole, 3 << 20, 1 << 20, 1}} {
 		for k := range want.chunks {
 			a := r.answer(nil)
 			at, n := binary.BigEndian.Uint64(a.data), uint64(len(a.data)-8)
