@@ -458,6 +458,11 @@ func TestBadReplies(t *testing.T) {
 		{"signature changed", false, flip(50), ErrSecurity},
 		{"not signed", false, unsigned, ErrSecurity},
 		{"sealed payload changed", true, flip(1000), ErrSecurity},
+		{"sealed status changed", true, flip(52 + 8), ErrSecurity},
+		{"sealed credits changed", true, flip(52 + 14), ErrSecurity},
+		{"sealed message id changed", true, flip(52 + 24), ErrSecurity},
+		{"sealed session changed", true, flip(52 + 40), ErrSecurity},
+		{"sealed length changed", true, flip(52 + 64 + 4), ErrSecurity},
 		{"tag changed", true, flip(5), ErrSecurity},
 		{"not sealed", true, unsigned, ErrSecurity},
 		{"sealed for another session", true, flip(45), ErrProtocol},
@@ -486,40 +491,46 @@ func TestBadReplies(t *testing.T) {
 		{"too large", false, func(p *peer, q *query) { p.send(make([]byte, 2<<20)) }, transport.ErrTooLarge},
 		{"hang up", false, func(p *peer, q *query) { p.tr.Close() }, ErrConnectionLost},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			p := newPeer(t)
-			var others []*query
-			p.handle = func(p *peer, q *query) bool {
-				if q.Command != wire.CmdRead {
-					return false
+		sizes := []int{5000}
+		if c.seal {
+			sizes = append(sizes, 50_000) // which the reader does not open itself
+		}
+		for _, size := range sizes {
+			t.Run(fmt.Sprintf("%s/%d", c.name, size), func(t *testing.T) {
+				p := newPeer(t)
+				var others []*query
+				p.handle = func(p *peer, q *query) bool {
+					if q.Command != wire.CmdRead {
+						return false
+					}
+					if others = append(others, q); len(others) == 4 {
+						c.reply(p, q)
+					}
+					return true
 				}
-				if others = append(others, q); len(others) == 4 {
-					c.reply(p, q)
+				f := p.open(Config{Seal: c.seal})
+				// Everyone who waits gets the error, not only the one whose reply was bad.
+				errs := make(chan error)
+				for range 4 {
+					go func() {
+						_, err := f.ReadAt(bg, make([]byte, size), 0)
+						errs <- err
+					}()
 				}
-				return true
-			}
-			f := p.open(Config{Seal: c.seal})
-			// Everyone who waits gets the error, not only the one whose reply was bad.
-			errs := make(chan error)
-			for range 4 {
-				go func() {
-					_, err := f.ReadAt(bg, make([]byte, 5000), 0)
-					errs <- err
-				}()
-			}
-			for range 4 {
-				if err := <-errs; !errors.Is(err, c.want) || !errors.Is(err, ErrConnectionLost) {
-					t.Errorf("got %v", err)
+				for range 4 {
+					if err := <-errs; !errors.Is(err, c.want) || !errors.Is(err, ErrConnectionLost) {
+						t.Errorf("got %v", err)
+					}
 				}
-			}
-			<-f.c.Done()
-			if _, err := f.ReadAt(bg, make([]byte, 5000), 0); !errors.Is(err, c.want) {
-				t.Errorf("later: %v", err)
-			}
-			if err := f.c.Close(); !errors.Is(err, c.want) {
-				t.Errorf("close: %v", err)
-			}
-		})
+				<-f.c.Done()
+				if _, err := f.ReadAt(bg, make([]byte, size), 0); !errors.Is(err, c.want) {
+					t.Errorf("later: %v", err)
+				}
+				if err := f.c.Close(); !errors.Is(err, c.want) {
+					t.Errorf("close: %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -8,6 +8,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -44,7 +46,7 @@ type reader func(p []byte, off int64) error
 type peer struct {
 	name  string
 	open  func(p protection) (read reader, closer func(), err error)
-	whole func(p protection) (bytesPerSecond float64, err error) // instead of open: fetches the file in its own way
+	whole func(p protection) (result, error) // instead of open: fetches the file in its own way
 }
 
 type protection struct {
@@ -55,8 +57,6 @@ type protection struct {
 }
 
 var maxIO = flag.Int("maxio", 0, "client.Config.MaxIO of ours")
-
-var cpu = flag.Bool("cpu", false, "print the CPU time of client and server per request")
 
 func main() {
 	rounds := flag.Int("rounds", 5, "rounds to take the median of")
@@ -100,8 +100,8 @@ func run(rounds int, size int64, only, who *regexp.Regexp, profile string) error
 	peers = slices.DeleteFunc(peers, func(p peer) bool { return !who.MatchString(p.name) })
 
 	fmt.Printf("%d cores, %s, medians of %d rounds, file of %d MiB in memory\n\n", runtime.NumCPU(), runtime.Version(), rounds, size>>20)
-	fmt.Println("| reads | ours | go-smb2 | smbclient | ours / better other |")
-	fmt.Println("| --- | --- | --- | --- | --- |")
+	fmt.Println("| reads | ours | go-smb2 | smbclient | ours / better other | CPU ms per GiB: ours | go-smb2 | smbclient | server busy % with ours | go-smb2 | smbclient |")
+	fmt.Println("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
 	failures := map[string]error{}
 	defer func() {
 		for k, err := range failures {
@@ -119,7 +119,7 @@ func run(rounds int, size int64, only, who *regexp.Regexp, profile string) error
 			if !only.MatchString(row) {
 				continue
 			}
-			results := map[string][]float64{}
+			results := map[string][]result{}
 			for range rounds {
 				for _, p := range peers {
 					if p.whole != nil && c.block == 4096 {
@@ -142,30 +142,50 @@ func run(rounds int, size int64, only, who *regexp.Regexp, profile string) error
 	return nil
 }
 
-func print(row string, block int, results map[string][]float64) {
-	med := func(name string) float64 {
+// result is what one run gave.
+type result struct {
+	bytes  float64
+	took   float64 // seconds
+	client float64 // CPU seconds
+	server float64
+}
+
+func (r result) rate() float64 { return r.bytes / r.took }
+
+func print(row string, block int, results map[string][]result) {
+	names := []string{"ours", "go-smb2", "smbclient"}
+	med := map[string]float64{}
+	var rates, costs, busy []string
+	for _, name := range names {
 		v := results[name]
 		if len(v) == 0 {
-			return 0
+			rates, costs, busy = append(rates, "–"), append(costs, "–"), append(busy, "–")
+			continue
 		}
-		slices.Sort(v)
-		return v[len(v)/2]
-	}
-	show := func(v float64) string {
-		switch {
-		case v == 0:
-			return "–"
-		case block == 4096:
-			return fmt.Sprintf("%.0f IOPS", v/4096)
+		slices.SortFunc(v, func(a, b result) int { return cmp.Compare(a.rate(), b.rate()) })
+		m := v[len(v)/2].rate()
+		med[name] = m
+		if block == 4096 {
+			rates = append(rates, fmt.Sprintf("%.0f IOPS", m/4096))
+		} else {
+			rates = append(rates, fmt.Sprintf("%.0f MiB/s", m/(1<<20)))
 		}
-		return fmt.Sprintf("%.0f MiB/s", v/(1<<20))
+		// The clock of the server's CPU time ticks every 10 ms, so the rounds are added up.
+		var sum result
+		for _, r := range v {
+			sum.bytes += r.bytes
+			sum.took += r.took
+			sum.client += r.client
+			sum.server += r.server
+		}
+		costs = append(costs, fmt.Sprintf("%.0f", sum.client/sum.bytes*(1<<30)*1e3))
+		busy = append(busy, fmt.Sprintf("%.0f", sum.server/sum.took*100))
 	}
-	a, b, c := med("ours"), med("go-smb2"), med("smbclient")
 	ratio := "–"
-	if best := max(b, c); best > 0 {
-		ratio = fmt.Sprintf("%.2f", a/best)
+	if best := max(med["go-smb2"], med["smbclient"]); best > 0 {
+		ratio = fmt.Sprintf("%.2f", med["ours"]/best)
 	}
-	fmt.Printf("| %s | %s | %s | %s | %s |\n", row, show(a), show(b), show(c), ratio)
+	fmt.Printf("| %s | %s | %s | %s | %s |\n", row, strings.Join(rates, " | "), ratio, strings.Join(costs, " | "), strings.Join(busy, " | "))
 }
 
 // serve starts an smbd with a file of random bytes.
@@ -190,47 +210,45 @@ func serve(o smbd.Options, size int64) (*smbd.Server, error) {
 	return s, nil
 }
 
-// measure returns bytes per second.
-func measure(p peer, prot protection, size int64, block, depth int) (float64, error) {
+// measure runs p once. Memory of the caller is there before the clock starts, for all.
+func measure(p peer, prot protection, size int64, block, depth int) (result, error) {
 	if p.whole != nil {
 		return p.whole(prot)
 	}
 	read, closer, err := p.open(prot)
 	if err != nil {
-		return 0, err
+		return result{}, err
 	}
 	defer closer()
 	total := size
 	if block == 4096 {
 		total = min(size, int64(depth+15)*2<<20) // a few ten thousand at most
 	}
-	if err := blast(read, block, depth, min(total, 8<<20), size); err != nil { // warm up
-		return 0, err
+	buffers := make([][]byte, depth)
+	for i := range buffers {
+		buffers[i] = bytes.Repeat([]byte{1}, block) // touches every page
 	}
-	start := time.Now()
-	mine, theirs := ownCPU(), childCPU(prot.server)
-	if err := blast(read, block, depth, total, size); err != nil {
-		return 0, err
+	warmUp := min(size, max(8<<20, 2*int64(depth*block)))
+	if err := blast(read, buffers, warmUp, size); err != nil {
+		return result{}, err
+	}
+	start, mine, theirs := time.Now(), cpuOf(syscall.RUSAGE_SELF), serverCPU(prot.server)
+	if err := blast(read, buffers, total, size); err != nil {
+		return result{}, err
 	}
 	took := time.Since(start)
-	if *cpu {
-		n := float64(total / int64(block))
-		fmt.Printf("%s: CPU per request: client %.1f µs, server %.1f µs; took %.1f µs\n", p.name,
-			(ownCPU()-mine)/n*1e6, (childCPU(prot.server)-theirs)/n*1e6, took.Seconds()/n*1e6)
-	}
-	return float64(total) / took.Seconds(), nil
+	return result{float64(total), took.Seconds(), cpuOf(syscall.RUSAGE_SELF) - mine, serverCPU(prot.server) - theirs}, nil
 }
 
-// blast reads total bytes in blocks, depth at a time.
-func blast(read reader, block, depth int, total, size int64) error {
+// blast reads total bytes, as many blocks at a time as there are buffers.
+func blast(read reader, buffers [][]byte, total, size int64) error {
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	errs := make([]error, depth)
-	for w := range depth {
+	errs := make([]error, len(buffers))
+	for w, p := range buffers {
 		wg.Go(func() {
-			p := make([]byte, block)
 			for {
-				off := next.Add(int64(block)) - int64(block)
+				off := next.Add(int64(len(p))) - int64(len(p))
 				if off >= total {
 					return
 				}
@@ -245,27 +263,28 @@ func blast(read reader, block, depth int, total, size int64) error {
 	return errors.Join(errs...)
 }
 
-// ownCPU returns the CPU seconds of this process.
-func ownCPU() float64 {
+// cpuOf returns the CPU seconds of this process, or of its children that have ended.
+func cpuOf(who int) float64 {
 	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	_ = syscall.Getrusage(who, &u)
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }
 
-// childCPU returns the CPU seconds of all processes of the server.
-func childCPU(s *smbd.Server) float64 {
+// serverCPU returns the CPU seconds of all processes of the server, those that have ended included.
+func serverCPU(s *smbd.Server) float64 {
 	ticks := 0
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range stats {
 		b, _ := os.ReadFile(name)
 		_, rest, ok := strings.Cut(string(b), ") ")
 		f := strings.Fields(rest)
-		if !ok || len(f) < 13 || f[2] != strconv.Itoa(s.Pid()) { // process group
+		if !ok || len(f) < 15 || f[2] != strconv.Itoa(s.Pid()) { // process group
 			continue
 		}
-		u, _ := strconv.Atoi(f[11])
-		k, _ := strconv.Atoi(f[12])
-		ticks += u + k
+		for _, v := range f[11:15] { // utime, stime, cutime, cstime
+			n, _ := strconv.Atoi(v)
+			ticks += n
+		}
 	}
 	return float64(ticks) / 100
 }
@@ -327,10 +346,10 @@ func goSMB2(p protection) (reader, func(), error) {
 
 var speed = regexp.MustCompile(`\(([0-9.]+) KiloBytes/sec\)`)
 
-// smbclient fetches the whole file to /dev/null with requests of its own size and depth, and tells the speed itself, start-up not
-// included.
-func smbclient(size int64) func(p protection) (float64, error) {
-	return func(p protection) (float64, error) {
+// smbclient fetches the whole file to /dev/null with requests of its own size and depth, and tells the speed itself. Its time is without
+// its start, its CPU time with it.
+func smbclient(size int64) func(p protection) (result, error) {
+	return func(p protection) (result, error) {
 		mode := "off"
 		if p.sealed {
 			mode = "encrypt"
@@ -339,15 +358,17 @@ func smbclient(size int64) func(p protection) (float64, error) {
 		}
 		cmd := exec.Command("smbclient", fmt.Sprintf("//127.0.0.1/%s", p.server.Share), "-p", strconv.Itoa(p.server.Port),
 			"-U", p.server.User+"%"+p.server.Password, "--client-protection="+mode, "-m", "SMB3", "-c", "get "+fileName+" /dev/null")
+		mine, theirs := cpuOf(syscall.RUSAGE_CHILDREN), serverCPU(p.server)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			return 0, fmt.Errorf("smbclient: %w: %s", err, out)
+			return result{}, fmt.Errorf("smbclient: %w: %s", err, out)
 		}
 		m := speed.FindStringSubmatch(string(out))
 		if m == nil {
-			return 0, fmt.Errorf("smbclient said: %s", strings.TrimSpace(string(out)))
+			return result{}, fmt.Errorf("smbclient said: %s", strings.TrimSpace(string(out)))
 		}
 		kib, err := strconv.ParseFloat(m[1], 64)
-		return kib * 1024, err
+		n := float64(size)
+		return result{n, n / (kib * 1024), cpuOf(syscall.RUSAGE_CHILDREN) - mine, serverCPU(p.server) - theirs}, err
 	}
 }
