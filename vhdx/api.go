@@ -82,7 +82,7 @@ func Open(ctx context.Context, b Backing, o Options) (*Disk, error) {
 		}
 		d.commit = &committer{
 			b: b, bat: d.bat, space: d.space, sem: make(chan struct{}, 1),
-			log: &logWriter{b: b, log: p.layout.log, s: d.session},
+			log: &logWriter{b: b, log: p.layout.log, bat: p.layout.bat, s: d.session},
 		}
 		if d.geo.entries <= scanAtOpen {
 			if err := d.ensureScan(ctx); err != nil {

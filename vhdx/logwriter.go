@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -13,6 +14,7 @@ import (
 type logWriter struct {
 	b   Backing
 	log extent
+	bat extent
 	s   *session
 
 	started bool
@@ -34,6 +36,9 @@ func (w *logWriter) start(ctx context.Context, fileSize, lastOffset int64) error
 	if w.started {
 		return nil
 	}
+	if err := w.reserve(ctx); err != nil {
+		return err
+	}
 	w.guid, w.seq, w.head, w.used, w.pending = NewGUID(), 1, 0, 0, 0
 	if err := w.append(ctx, nil, fileSize, lastOffset); err != nil {
 		return err
@@ -47,6 +52,27 @@ func (w *logWriter) start(ctx context.Context, fileSize, lastOffset int64) error
 		return err
 	}
 	w.started = true
+	return nil
+}
+
+// maxReserved is the largest block allocation table that is reserved; that of a huge image would cost more than it is worth.
+const maxReserved = 16 << 20
+
+// reserve makes sure that a file system which runs full does not keep us from committing: the log and the block allocation table are often
+// holes in a sparse file. Blocks that have their place can then be flushed, and blocks be given back, with no space left at all.
+func (w *logWriter) reserve(ctx context.Context) error {
+	a, ok := w.b.(Allocator)
+	if !ok {
+		return nil
+	}
+	for _, r := range []extent{w.log, w.bat} {
+		if r.n == 0 || r.n > maxReserved {
+			continue
+		}
+		if err := a.Allocate(ctx, r.off, r.n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("reserve space for the log and the block allocation table: %w", err)
+		}
+	}
 	return nil
 }
 
