@@ -248,10 +248,14 @@ func (c *tcpConn) ReadFull(p []byte) error {
 		var err error
 		if len(p)-n >= directRead {
 			n, err = c.readInto(p, n)
-		} else if err = c.fill(1); err == nil {
-			m := copy(p[n:], c.buf[c.r:c.w])
-			c.r += m
-			n += m
+		} else {
+			// Small pieces of a large message, such as a compound's, come out of one system call too.
+			c.ahead = min(c.rest-n+prefixSize+afterLarge, len(c.buf))
+			if err = c.fill(1); err == nil {
+				m := copy(p[n:], c.buf[c.r:c.w])
+				c.r += m
+				n += m
+			}
 		}
 		if err != nil {
 			return receiving(unexpected(err))
