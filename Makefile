@@ -32,8 +32,8 @@ test: setup build ## everything that must pass: lint, all tests with the race de
 test-quick: ## unit tests only: no race detector, no guests, missing tools are skipped
 	@$(GO) test $$($(GO) list ./... | grep -v /test/vm)
 
-test-vm: setup build ## tests with a real kernel (User-Mode Linux guests; needs root)
-	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v $(if $(RUN),-run '$(RUN)') ./test/vm/...
+test-vm: setup build ## tests with a real kernel and a real domain (User-Mode Linux guests, Samba AD; needs root)
+	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/krb5
 
 test-soak: setup build ## the whole chain under load and verification for SOAK=10m
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 -run Soak ./test/soak
