@@ -9,6 +9,15 @@
 // connection's workers. Whoever ran it signs or seals the reply in the buffer in which it was made and hands it to
 // transport.Sender, which joins replies into vectored writes.
 //
+// # Sessions, connections and persistent opens
+//
+// A session has one or more channels, each on a connection of its own and with its own signing key; it ends with the last of them. Trees
+// and opens belong to the session, pending operations to the connection they came by.
+//
+// When a session ends, its persistent opens are parked: their close has begun as if they were closed, so that nothing uses them and everything
+// that used them has ended, but it is not finished. CREATE with DH2C takes a parked open, gives it to the new session and takes
+// the mark of the close off again. Nothing that an older request may still do can come after what the client asks for then.
+//
 // # Locks
 //
 // In the order in which they may be taken, and none of them is held during I/O on file contents or on a socket:
@@ -16,8 +25,10 @@
 //	name stripes (share.lockName)  one directory entry: create, rename, delete
 //	objectTable.mu                 which files are open
 //	object.mu                      share modes, byte-range locks, delete pending of one file
-//	session.mu                     trees and opens of a session
+//	session.mu                     channels, trees and opens of a session
 //	conn.mu                        window of message ids, requests, pending operations
+//
+// durables.mu stands alone: nothing but atomic fields is touched while it is held.
 //
 // A name stripe is held across the system calls on that directory entry, which is its purpose.
 //
