@@ -61,7 +61,7 @@ func FuzzSession(f *testing.F) {
 		f.Add(s)
 	}
 	s := startServer(f, func(c *Config) {
-		c.Disks = &ramDisk{make([]byte, 1<<16)}
+		c.Disks = &ramDisk{b: make([]byte, 1<<16)}
 		c.Limits.MaxIO = 64 << 10
 	})
 	var turn atomic.Int64

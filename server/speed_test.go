@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,8 +15,12 @@ import (
 	"vdbridge/smb/wire"
 )
 
-// ramDisk is a DiskService whose disks are memory.
-type ramDisk struct{ b []byte }
+// ramDisk is a DiskService whose disks are memory. The lock is for the race detector: that a request was sent after a reply had come is an order
+// that it does not see through a socket.
+type ramDisk struct {
+	mu sync.RWMutex
+	b  []byte
+}
 
 func (d *ramDisk) OpenDisk(_ context.Context, _ string, req []byte, _, _ uint32) (DiskOpen, []byte, error) {
 	return d, req, nil
@@ -32,6 +37,8 @@ func (d *ramDisk) Read(_ context.Context, p []byte, off int64) error {
 	if off < 0 || off+int64(len(p)) > int64(len(d.b)) {
 		return ntstatus.SVHDXErrorStored | 1
 	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
 	copy(p, d.b[off:])
 	return nil
 }
@@ -40,6 +47,8 @@ func (d *ramDisk) Write(_ context.Context, p []byte, off int64, _ bool) error {
 	if off < 0 || off+int64(len(p)) > int64(len(d.b)) {
 		return ntstatus.SVHDXReservationConflict
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	copy(d.b[off:], p)
 	return nil
 }
@@ -54,6 +63,8 @@ func (d *ramDisk) Tunnel(_ context.Context, _ uint32, in, out []byte) (int, erro
 		return 0, ntstatus.BufferTooSmall
 	}
 	copy(out, in[:16])
+	d.mu.RLock()
+	defer d.mu.RUnlock()
 	return 16 + copy(out[16:16+4096], d.b[le.Uint64(in[8:])%uint64(len(d.b)-4096):]), nil
 }
 
@@ -145,7 +156,7 @@ func speedCases(t testing.TB, s *testServer, p *peer) map[string]*pump {
 }
 
 func diskServer(t testing.TB) *testServer {
-	return startServer(t, func(c *Config) { c.Disks = &ramDisk{make([]byte, 1<<20)} })
+	return startServer(t, func(c *Config) { c.Disks = &ramDisk{b: make([]byte, 1<<20)} })
 }
 
 func TestWarmPathDoesNotAllocate(t *testing.T) {
