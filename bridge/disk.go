@@ -69,6 +69,9 @@ type Disk struct {
 	reads, writes incident
 	conflicts     atomic.Uint64
 
+	opened  time.Time
+	metrics metrics
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -80,7 +83,7 @@ type Disk struct {
 type incident struct{ open atomic.Bool }
 
 func newDisk(back backend, loc Location, mode Mode, log *slog.Logger) *Disk {
-	d := &Disk{back: back, loc: loc, mode: mode, log: log}
+	d := &Disk{back: back, loc: loc, mode: mode, log: log, opened: time.Now()}
 	d.shared, _ = back.(*rsvd.Disk)
 	d.image, _ = back.(*vhdx.Disk)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
@@ -89,7 +92,9 @@ func newDisk(back backend, loc Location, mode Mode, log *slog.Logger) *Disk {
 
 // Read reads len(p) bytes at off.
 func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
+	start := d.metrics.begin()
 	err := d.back.Read(ctx, p, off)
+	d.metrics.end(opRead, start, int64(len(p)), err)
 	if err != nil {
 		return d.fail(&d.reads, "read", err)
 	}
@@ -101,7 +106,9 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 
 // Write writes len(p) bytes at off; with fua they are durable on return.
 func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
+	start := d.metrics.begin()
 	err := d.back.Write(ctx, p, off, fua)
+	d.metrics.end(opWrite, start, int64(len(p)), err)
 	if !fua {
 		d.written.Add(1)
 	}
@@ -111,7 +118,10 @@ func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 // Flush makes everything durable whose Write returned before.
 func (d *Disk) Flush(ctx context.Context) error {
 	n := d.written.Load()
-	if err := d.back.Flush(ctx); err != nil {
+	start := d.metrics.begin()
+	err := d.back.Flush(ctx)
+	d.metrics.end(opFlush, start, 0, err)
+	if err != nil {
 		return d.fail(&d.writes, "flush", err)
 	}
 	for {
@@ -127,14 +137,18 @@ func (d *Disk) dirty() bool { return d.written.Load() > d.flushed.Load() }
 
 // Trim says that a range is not needed any more.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
+	start := d.metrics.begin()
 	err := d.back.Trim(ctx, off, n)
+	d.metrics.end(opTrim, start, n, err)
 	d.written.Add(1)
 	return d.wrote(err, "trim")
 }
 
 // WriteZeroes makes a range read back as zeros.
 func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) error {
+	start := d.metrics.begin()
 	err := d.back.WriteZeroes(ctx, off, n, unmap, fua)
+	d.metrics.end(opZero, start, n, err)
 	if !fua {
 		d.written.Add(1)
 	}
@@ -143,7 +157,10 @@ func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) e
 
 // Extents yields consecutive runs from off.
 func (d *Disk) Extents(ctx context.Context, off, n int64, yield func(n int64, hole, zero bool) bool) error {
-	if err := d.back.Extents(ctx, off, n, yield); err != nil {
+	start := d.metrics.begin()
+	err := d.back.Extents(ctx, off, n, yield)
+	d.metrics.end(opExtents, start, n, err)
+	if err != nil {
 		return d.fail(&d.reads, "extents", err)
 	}
 	return nil
