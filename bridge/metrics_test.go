@@ -1,9 +1,13 @@
 package bridge
 
 import (
+	"context"
+	"encoding/json"
+	"log/slog"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -52,3 +56,37 @@ func TestHistogramPercentiles(t *testing.T) {
 		t.Errorf("nothing was counted, and half of it took %v", p[0])
 	}
 }
+
+// What a disk has done shows in its status.
+func TestStatusCounts(t *testing.T) {
+	d := newDisk(&failing{}, Location{Local: true, Path: "/x"}, ModeFile, slog.New(slog.DiscardHandler))
+	ctx := t.Context()
+	if err := d.Read(ctx, make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Write(ctx, make([]byte, 512), 0, false); err == nil {
+		t.Fatal("the write succeeded")
+	}
+	s := d.Status()
+	if r := s.Ops["read"]; r.Count != 1 || r.Bytes != 4096 || r.Failed != 0 || r.Max <= 0 || r.P99 > r.Max {
+		t.Errorf("reads: %+v", r)
+	}
+	if w := s.Ops["write"]; w.Count != 0 || w.Bytes != 0 || w.Failed != 1 {
+		t.Errorf("writes: %+v", w)
+	}
+	if len(s.Ops) != 2 || s.Errors["io"] != 1 || s.InFlight != 0 || !s.Unflushed || s.State != StateConnected || s.Mode != "local" {
+		t.Errorf("%+v", s)
+	}
+	if _, err := json.Marshal(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// failing reads and does nothing else.
+type failing struct{ backend }
+
+func (*failing) Read(context.Context, []byte, int64) error        { return nil }
+func (*failing) Write(context.Context, []byte, int64, bool) error { return syscall.EIO }
+func (*failing) Size() int64                                      { return 4096 }
+func (*failing) ReadOnly() bool                                   { return false }
+func (*failing) BlockSizes() (int, int, int, int)                 { return 512, 4096, 0, 0 }
