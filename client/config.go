@@ -50,6 +50,9 @@ type Config struct {
 	// ServerTimeout ends the connection when requests are in flight and nothing comes from the server for so long, give or take half of it.
 	// An ECHO is sent after half of the time, so a server that is merely busy is not given up. 0 means one minute, negative never.
 	ServerTimeout time.Duration
+	// IdleEcho, if not 0, asks for a sign of life when nothing has come from the server for so long and no request is in flight, so that ServerTimeout
+	// begins to run: a server that is gone is noticed although nobody wants anything of it.
+	IdleEcho time.Duration
 	// Transport tunes the TCP connection. Its Tap is replaced if Config.Tap is set.
 	Transport transport.Options
 	// DialContext replaces the dialling of TCP, for tests and tunnels. nil means net.Dialer.

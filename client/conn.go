@@ -199,13 +199,29 @@ func (c *Conn) watch() {
 	defer echo.Wait()
 	t := time.NewTicker(max(c.cfg.ServerTimeout/2, time.Millisecond))
 	defer t.Stop()
-	var seen uint64
+	var idle <-chan time.Time // nil: never
+	if c.cfg.IdleEcho > 0 {
+		i := time.NewTicker(c.cfg.IdleEcho)
+		defer i.Stop()
+		idle = i.C
+	}
+	var seen, seenIdle uint64
 	silent := 0
 	for {
 		select {
 		case <-c.done:
 			cancel()
 			return
+		case <-idle:
+			n := c.received.Load()
+			c.mu.Lock()
+			waiting := c.w.open > 0
+			c.mu.Unlock()
+			if n == seenIdle && !waiting && c.up.Load() {
+				echo.Go(func() { _ = c.Echo(ctx) })
+			}
+			seenIdle = n
+			continue
 		case <-t.C:
 		}
 		n := c.received.Load()

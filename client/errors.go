@@ -53,6 +53,11 @@ var (
 	// ErrConnectionLost is matched by every error that comes of a connection that has ended, whatever the reason. Whether a request
 	// that failed with it was executed is unknown.
 	ErrConnectionLost = errors.New("connection to the server lost")
+	// ErrOutcomeUnknown is matched, beside ErrConnectionLost, when the connection that a request was sent on is lost while its session lives on other ones, and
+	// the request is none that may be executed twice. File.Settle, and then a look at what the request should have changed, tell more.
+	ErrOutcomeUnknown = errors.New("it is not known whether the server has executed the request")
+	// ErrOtherServer is matched when an address leads to another server than expected.
+	ErrOtherServer = errors.New("it is another server")
 	// ErrClosed is matched when the connection was ended by Close.
 	ErrClosed = errors.New("connection is closed")
 	// ErrSecurity is matched when a message failed its signature or decryption, or was not protected although it must be.

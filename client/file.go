@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"sync/atomic"
@@ -25,6 +26,12 @@ type OpenOptions struct {
 	Attributes  uint32 // of a new file
 	Oplock      uint8
 	Contexts    []wire.CreateContext
+	// Durable, if not nil, asks for an open that outlives its session. An oplock or lease that this needs is asked for without asking here. Needs SMB 3.
+	Durable *DurableRequest
+	// AppInstance, if not nil, names the application. Needs SMB 3.
+	AppInstance *AppInstance
+	// Lease, if not nil, asks for a lease, in the place of Oplock. It is given up as soon as the server wants it back.
+	Lease *LeaseRequest
 	// Separate sends each request as a message of its own: see Config.MaxCompound. It is for files whose server is known not to gain
 	// by compounds.
 	Separate bool
@@ -54,6 +61,9 @@ func (t *Tree) open(ctx context.Context, op, name string, opts OpenOptions) (*Fi
 	}
 	if t.closed.Load() {
 		return nil, wrap(op, t.full(clean), fs.ErrClosed)
+	}
+	if opts.Durable != nil || opts.AppInstance != nil || opts.Lease != nil {
+		return nil, wrap(op, t.full(clean), errors.ErrUnsupported)
 	}
 	q := wire.CreateRequest{
 		OplockLevel: opts.Oplock, Impersonation: wire.ImpersonationImpersonation, DesiredAccess: opts.Access,

@@ -21,6 +21,9 @@ type SessionOptions struct {
 	AllowGuest bool
 	// Previous is the id of a session of a connection that was lost, which the server then ends at once, 0 for none.
 	Previous uint64
+	// Renew, if not nil, returns fresh mechanisms for the same user, for when the session has expired or is about to, and for further channels. It
+	// may be called by several goroutines at a time.
+	Renew func(ctx context.Context) ([]auth.MechInitiator, error)
 }
 
 // channel is a session's way over one connection. There is one now; multichannel will bring more, each with its own signing key and all with
@@ -53,6 +56,9 @@ func (c *Conn) Session(ctx context.Context, user auth.Credentials, opts SessionO
 // SessionWith authenticates by one of the mechanisms, in order of preference, which are used up by it. A session that turns out as guest is refused
 // unless opts allow it, an anonymous one unless the mechanism asks for it. [MS-SMB2] 3.2.4.2.3, 3.2.5.3
 func (c *Conn) SessionWith(ctx context.Context, opts SessionOptions, mechs ...auth.MechInitiator) (*Session, error) {
+	if opts.Renew != nil {
+		return nil, wrap("log on to "+c.server, "", errors.ErrUnsupported)
+	}
 	s := &Session{c: c, trees: map[*Tree]bool{}}
 	a, err := auth.NewInitiator(c.neg.token, mechs...)
 	if err == nil {

@@ -276,6 +276,13 @@ const (
 	OplockLease     uint8 = 0xFF
 )
 
+// Lease states. [MS-SMB2] 2.2.13.2.8
+const (
+	LeaseRead   uint32 = 0x01
+	LeaseHandle uint32 = 0x02
+	LeaseWrite  uint32 = 0x04
+)
+
 // ImpersonationImpersonation is the level that clients ask for. [MS-SMB2] 2.2.13
 const ImpersonationImpersonation uint32 = 2
 
