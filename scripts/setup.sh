@@ -11,6 +11,8 @@ need=(
 	mount:mount ip:iproute2 unshare:util-linux modprobe:kmod busybox:busybox-static    # guests and mounts
 	linux.uml:user-mode-linux /usr/lib/uml/modules:user-mode-linux                     # a real kernel for nbd and cifs
 	mkfs.ext4:e2fsprogs fusermount3:fuse3 losetup:mount                                # file systems
+	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk mkfs.vfat:dosfstools mkfs.exfat:exfatprogs mkfs.ntfs:ntfs-3g # judges of tables and signatures
+	mkfs.ocfs2:ocfs2-tools mkfs.gfs2:gfs2-utils cryptsetup:cryptsetup-bin                #
 	smbd:samba smbclient:smbclient smbtorture:samba-testsuite mount.cifs:cifs-utils    # SMB peers
 	smbpasswd:samba-common-bin ntlm_auth:winbind                                       #   (private passwords of smbd; a judge of NTLM)
 	tshark:tshark                                                                      # judges what is on the wire

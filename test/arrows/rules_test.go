@@ -7,9 +7,9 @@ var rooms = []struct {
 	may    []string // rooms of ours; "x/..." is x and all below it
 	reason string   // why nothing else
 }{
-	{"cmd/vdbridge", []string{"bridge", "client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/..."},
+	{"cmd/vdbridge", []string{"bridge", "client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the command line is the top of the tree: it joins rooms, and nothing but test/ is closed to it"},
-	{"bridge", []string{"client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/..."},
+	{"bridge", []string{"client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the bridge is used by the command line; if it imported cmd it could not be used by anything else"},
 	{"client", []string{"smb/..."},
 		"the SMB client knows files, not disks: rsvd and vhdx stand on it through interfaces of their own, so that it serves plain files as well"},
@@ -35,6 +35,7 @@ var rooms = []struct {
 	{"scsi", nil, "CDBs, sense and pages are a codec for both ends"},
 	{"scsi/lu", []string{"scsi"}, "the logical unit knows a disk by the interface that it declares, and nothing of SMB: iSCSI will stand on it too"},
 	{"vhdx", nil, "the format stands on any backing file, local or remote, by an interface of its own"},
+	{"partition", nil, "tables and signatures are read from any disk, by an interface of its own"},
 	{"test", []string{"..."}, ""},
 }
 
