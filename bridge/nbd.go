@@ -16,6 +16,7 @@ import (
 type NBDOptions struct {
 	Name     string // of the export; clients that ask for none get it too
 	ReadOnly bool   // although the disk could be written
+	TLS      NBDTLS
 	Logger   *slog.Logger
 	Ready    func() // called once when clients may connect; may be nil
 }
@@ -33,7 +34,9 @@ func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Liste
 			Disk:        d,
 			ReadOnly:    o.ReadOnly || d.ReadOnly(),
 		}},
-		Logger: o.Logger,
+		TLS:        o.TLS.config,
+		RequireTLS: o.TLS.require,
+		Logger:     o.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("NBD server: %w", err)

@@ -29,6 +29,7 @@ ready it prints one line, "ready nbd+unix://…" or "ready nbd://…", the URI t
 				&cli.StringFlag{Name: "export", Usage: "`NAME` of the export; clients that ask for none get it too"},
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 			},
+			tlsFlags(),
 			readyFlags(), diskFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from --listen"),
 		),
 		Action: serveNBD,
@@ -56,6 +57,10 @@ func serveNBD(c *cli.Context) (err error) {
 		return err
 	}
 	if err := need(c, "listen"); err != nil {
+		return err
+	}
+	encryption, err := tlsOptions(c)
+	if err != nil {
 		return err
 	}
 	specs := c.StringSlice("listen")
@@ -87,9 +92,9 @@ func serveNBD(c *cli.Context) (err error) {
 	ctx, cancel := contextWithCancel(c)
 	defer cancel()
 	err = bridge.ServeNBD(ctx, d, bridge.NBDOptions{
-		Name: c.String("export"), ReadOnly: o.ReadOnly, Logger: o.Logger,
+		Name: c.String("export"), ReadOnly: o.ReadOnly, TLS: encryption, Logger: o.Logger,
 		Ready: func() {
-			if undo, readyErr = ready(c, nbdURI(listeners[0], c.String("export"))); readyErr != nil {
+			if undo, readyErr = ready(c, nbdURI(listeners[0], c.String("export"), encryption)); readyErr != nil {
 				cancel()
 			}
 		},
@@ -97,11 +102,49 @@ func serveNBD(c *cli.Context) (err error) {
 	return errors.Join(readyErr, err)
 }
 
+const catTLS = "Encryption of NBD"
+
+// tlsFlags say whether NBD clients may or must encrypt.
+func tlsFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "tls", Usage: "off; on: clients may encrypt; require: they must. on with --tls-certificates unless said otherwise", Category: catTLS},
+		&cli.StringFlag{Name: "tls-certificates", Usage: "`DIR` with server-cert.pem and server-key.pem", Category: catTLS},
+		&cli.BoolFlag{Name: "tls-verify-peer", Usage: "admit only clients with a certificate that DIR/ca-cert.pem has signed; implies --tls require", Category: catTLS},
+	}
+}
+
+func tlsOptions(c *cli.Context) (bridge.NBDTLS, error) {
+	dir, verify, require := c.String("tls-certificates"), c.Bool("tls-verify-peer"), false
+	switch mode := c.String("tls"); mode {
+	case "", "on":
+	case "require":
+		require = true
+	case "off":
+		if verify {
+			return bridge.NBDTLS{}, usage("--tls-verify-peer needs TLS, and --tls is off")
+		}
+		return bridge.NBDTLS{}, nil
+	default:
+		return bridge.NBDTLS{}, usage("--tls %q is not known; it is off, on or require", mode)
+	}
+	if dir == "" {
+		if c.String("tls") != "" || verify {
+			return bridge.NBDTLS{}, usage("TLS needs --tls-certificates DIR, a directory with server-cert.pem and server-key.pem")
+		}
+		return bridge.NBDTLS{}, nil
+	}
+	return bridge.LoadNBDTLS(dir, verify, require)
+}
+
 // nbdURI is how clients name an export.
-func nbdURI(l net.Listener, export string) string {
+func nbdURI(l net.Listener, export string, encryption bridge.NBDTLS) string {
+	scheme := "nbd"
+	if encryption.Required() {
+		scheme = "nbds"
+	}
 	a := l.Addr()
 	if a.Network() == "unix" {
-		return "nbd+unix:///" + url.PathEscape(export) + "?socket=" + strings.ReplaceAll(url.QueryEscape(a.String()), "%2F", "/")
+		return scheme + "+unix:///" + url.PathEscape(export) + "?socket=" + strings.ReplaceAll(url.QueryEscape(a.String()), "%2F", "/")
 	}
-	return "nbd://" + a.String() + "/" + url.PathEscape(export)
+	return scheme + "://" + a.String() + "/" + url.PathEscape(export)
 }

@@ -1,0 +1,60 @@
+package bridge
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// NBDTLS says how NBD clients may, or must, encrypt. The zero value is: they cannot.
+type NBDTLS struct {
+	config  *tls.Config
+	require bool
+}
+
+// Required says whether nothing is told to a client that does not begin with STARTTLS.
+func (t NBDTLS) Required() bool { return t.require }
+
+// LoadNBDTLS reads the certificates in dir: server-cert.pem and server-key.pem, and with verifyPeer ca-cert.pem, which must have signed those
+// of the clients. They are the names that QEMU, libnbd and nbdkit use. Errors are *Error with a sentence for the user.
+func LoadNBDTLS(dir string, verifyPeer, require bool) (NBDTLS, error) {
+	c, err := loadTLS(dir, verifyPeer)
+	// Whoever does not encrypt shows no certificate either.
+	return NBDTLS{c, require || verifyPeer}, err
+}
+
+func loadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
+	file := func(name string) string { return filepath.Join(dir, name) }
+	cert, err := tls.LoadX509KeyPair(file("server-cert.pem"), file("server-key.pem"))
+	if err != nil {
+		return nil, certificateError(dir, err)
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if verifyPeer {
+		pem, err := os.ReadFile(file("ca-cert.pem"))
+		if err != nil {
+			return nil, certificateError(dir, err)
+		}
+		c.ClientCAs = x509.NewCertPool()
+		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, &Error{ClassOther, fmt.Sprintf("%s has no certificate in PEM form", file("ca-cert.pem")), errors.New("no certificate")}
+		}
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return c, nil
+}
+
+func certificateError(dir string, err error) error {
+	class, hint := ClassOther, ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		class, hint = ClassNotFound, "; the directory must have server-cert.pem and server-key.pem, and ca-cert.pem to verify clients"
+	case errors.Is(err, fs.ErrPermission):
+		class = ClassPermission
+	}
+	return &Error{class, fmt.Sprintf("cannot use the certificates in %s: %v%s", dir, err, hint), err}
+}
