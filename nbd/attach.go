@@ -56,11 +56,31 @@ func (h *handshake) attach(ctx context.Context, name string) (*attached, uint32,
 	if err != nil {
 		return nil, code, err
 	}
+	a, err := x.attach(h.style)
+	if err != nil {
+		return nil, repErrPolicy, err
+	}
+	if a.style != styleSimple && h.selectedFor == name {
+		all := x.contexts()
+		for _, id := range h.selected {
+			if int(id) <= len(all) {
+				a.contexts = append(a.contexts, activeContext{id, all[id-1]})
+			}
+		}
+		if a.style == styleExtended && len(a.contexts) > 0 {
+			a.flags |= txBlockStatusPayload
+		}
+	}
+	return a, 0, nil
+}
+
+// attach settles what the transmission phase needs to know, without metadata contexts. On an error it releases the export.
+func (x *Export) attach(style replyStyle) (*attached, error) {
 	logical, physical, optimal, maxTransfer := x.Disk.BlockSizes()
-	a := &attached{export: x, block: max(logical, 1), style: h.style, readOnly: x.ReadOnly || x.Disk.ReadOnly()}
+	a := &attached{export: x, block: max(logical, 1), style: style, readOnly: x.ReadOnly || x.Disk.ReadOnly()}
 	if bits.OnesCount(uint(a.block)) != 1 || a.block > 64<<10 {
 		a.release()
-		return nil, repErrPolicy, fmt.Errorf("export %q: NBD cannot express a block size of %d bytes", name, logical)
+		return nil, fmt.Errorf("export %q: NBD cannot express a block size of %d bytes", x.Name, logical)
 	}
 	a.preferred = max(a.block, leastPreferred)
 	for _, n := range []int{physical, optimal} {
@@ -77,13 +97,6 @@ func (h *handshake) attach(ctx context.Context, name string) (*attached, uint32,
 	a.fastZero = isTrue(x.Disk, FastZeroer.FastZero)
 	if a.style != styleSimple {
 		a.holes, _ = x.Disk.(HoleReader)
-		if all := x.contexts(); h.selectedFor == name {
-			for _, id := range h.selected {
-				if int(id) <= len(all) {
-					a.contexts = append(a.contexts, activeContext{id, all[id-1]})
-				}
-			}
-		}
 	}
 	a.cacher, _ = x.Disk.(Cacher)
 
@@ -96,13 +109,10 @@ func (h *handshake) attach(ctx context.Context, name string) (*attached, uint32,
 	if a.style != styleSimple {
 		a.flags |= txSendDF
 	}
-	if a.style == styleExtended && len(a.contexts) > 0 {
-		a.flags |= txBlockStatusPayload
-	}
 	if !x.SingleConn {
 		a.flags |= txCanMultiConn
 	}
-	return a, 0, nil
+	return a, nil
 }
 
 // isTrue reports whether d has an optional ability and the ability says yes.

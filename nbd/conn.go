@@ -35,8 +35,9 @@ const outFlushReplies = 8
 
 // conn is one client connection. The reader goroutine runs serve; lower-case comments say who owns which field.
 type conn struct {
-	srv *Server
-	log *slog.Logger
+	srv    *Server
+	log    *slog.Logger
+	kernel *Export // the peer is the kernel's driver, which shakes no hands; nil otherwise
 	*attached
 
 	ctx    context.Context
@@ -105,9 +106,15 @@ func (c *conn) serve() error {
 	defer c.cancel()
 	defer func() { c.tr.close() }()
 	h := &handshake{c: c, nc: c.tr.(*netTransport).conn}
-	stop := context.AfterFunc(c.ctx, func() { c.kick() })
-	att, err := h.run(c.ctx)
-	stop()
+	var att *attached
+	var err error
+	if c.kernel != nil {
+		att, err = c.kernel.attach(styleSimple)
+	} else {
+		stop := context.AfterFunc(c.ctx, func() { c.kick() })
+		att, err = h.run(c.ctx)
+		stop()
+	}
 	if err != nil {
 		if errors.Is(err, errAborted) {
 			c.log.Debug("nbd: handshake ended by the client")
@@ -165,7 +172,8 @@ func (c *conn) enterTransmission(h *handshake, att *attached) error {
 
 // finishUp waits for what is in flight, or cancels it, and ends the workers. err is what ended the reader.
 func (c *conn) finishUp(err error) error {
-	polite := err == nil || errors.Is(err, io.EOF) || errors.Is(err, errDrained)
+	// The kernel's driver shuts down a connection that it has given up, and sends again elsewhere what was in flight.
+	polite := err == nil || errors.Is(err, io.EOF) && c.kernel == nil || errors.Is(err, errDrained)
 	if !polite {
 		c.abort()
 	}
@@ -338,6 +346,12 @@ func (c *conn) request(q *wireRequest) error {
 		return fmt.Errorf("the client announced %d bytes of payload", payload)
 	}
 	c.lastLarge = false
+	if c.kernel != nil {
+		if c.srv.draining.Load() {
+			return errDrained // unanswered, so that the driver sends it again to whoever serves the device next
+		}
+		c.followSize()
+	}
 	if err := c.check(q); err != nil {
 		if err := c.discard(payload); err != nil {
 			return err

@@ -115,7 +115,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 0
-			s.start(nc, nil)
+			s.start(nc, nil, nil)
 		case s.draining.Load() || ctx.Err() != nil:
 			return ErrServerClosed
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS),
@@ -136,11 +136,11 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 // said goodbye. It closes nc.
 func (s *Server) ServeConn(nc net.Conn) error {
 	done := make(chan error, 1)
-	s.start(nc, done)
+	s.start(nc, nil, done)
 	return <-done
 }
 
-func (s *Server) start(nc net.Conn, done chan<- error) {
+func (s *Server) start(nc net.Conn, kernel *Export, done chan<- error) {
 	finish := func(err error) {
 		if done != nil {
 			done <- err
@@ -162,6 +162,7 @@ func (s *Server) start(nc net.Conn, done chan<- error) {
 	}
 	s.nextID++
 	c := newConn(s, nc, s.nextID)
+	c.kernel = kernel
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()

@@ -17,6 +17,8 @@ var rooms = []struct {
 		"rsvd knows SMB only by the few file operations that it declares, so that it runs over any open, also a test's; and scsi/lu is the target's side, not the initiator's"},
 	{"nbd", nil,
 		"the NBD server knows a disk by the interface that it declares; with an import of ours it would serve only our disks"},
+	{"nbd/kernel", []string{"nbd"},
+		"it speaks to the kernel only; what is behind the sockets that it hands over is the caller's"},
 	{"fusefs", nil,
 		"the FUSE front end knows a disk by the interface that it declares; with an import of ours it would show only our disks"},
 	{"server", []string{"server/journal", "smb/..."},
