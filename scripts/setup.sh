@@ -20,7 +20,7 @@ need=(
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user                    # a private Kerberos realm
 	/usr/share/samba/setup:samba-ad-provision /usr/share/doc/samba-ad-dc:samba-ad-dc   # an Active Directory domain
-	openssl:openssl                                                                     # makes certificates
+	openssl:openssl nbdsh:python3-libnbd                                               # makes certificates; libnbd from Python
 	shellcheck:shellcheck                                                              # lint
 )
 
