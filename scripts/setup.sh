@@ -14,6 +14,7 @@ need=(
 	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk mkfs.vfat:dosfstools mkfs.exfat:exfatprogs mkfs.ntfs:ntfs-3g # judges of tables and signatures
 	mkfs.ocfs2:ocfs2-tools mkfs.gfs2:gfs2-utils cryptsetup:cryptsetup-bin                #
 	smbd:samba smbclient:smbclient smbtorture:samba-testsuite mount.cifs:cifs-utils    # SMB peers
+	request-key:keyutils                                                               #   (the cifs client asks for Kerberos tickets by it)
 	smbpasswd:samba-common-bin ntlm_auth:winbind                                       #   (private passwords of smbd; a judge of NTLM)
 	tshark:tshark                                                                      # judges what is on the wire
 	qemu-img:qemu-utils nbdkit:nbdkit nbdcopy:libnbd-bin nbd-client:nbd-client fio:fio # NBD and VHDX peers

@@ -264,10 +264,8 @@ func (m *krb5Acceptor) check(req *messages.APReq) ([]byte, error) {
 	if a.Cksum.CksumType != checksumGSS || len(a.Cksum.Checksum) < 24 || binary.LittleEndian.Uint32(a.Cksum.Checksum) != 16 {
 		return nil, malformed("Kerberos: authenticator without the checksum of GSS-API")
 	}
-	flags := binary.LittleEndian.Uint32(a.Cksum.Checksum[20:])
-	if flags&gssMutual == 0 && !types.IsFlagSet(&req.APOptions, apOptionMutual) {
-		return nil, fmt.Errorf("%w: the client of %s does not want the server to prove its identity", ErrRefused, who)
-	}
+	// Linux's cifs asks for no AP-REP: to it, the signature of the last SESSION_SETUP response proves that the server could read the ticket.
+	mutual := binary.LittleEndian.Uint32(a.Cksum.Checksum[20:])&gssMutual != 0 || types.IsFlagSet(&req.APOptions, apOptionMutual)
 	if a.SubKey.KeyType != 0 && (checkKey(a.SubKey) != nil || !s.takes(a.SubKey.KeyType)) {
 		return nil, fmt.Errorf("%w: subkey of %s of type %d", ErrRefused, who, a.SubKey.KeyType)
 	}
@@ -279,6 +277,10 @@ func (m *krb5Acceptor) check(req *messages.APReq) ([]byte, error) {
 	}
 	m.end = ticket.EndTime
 	m.ticketKey, m.initiatorSubkey = ticket.Key, a.SubKey
+	if !mutual {
+		m.sendSeq = uint32(a.SeqNumber)
+		return nil, nil
+	}
 	like := ticket.Key
 	if a.SubKey.KeyType != 0 {
 		like = a.SubKey

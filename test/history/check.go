@@ -165,8 +165,10 @@ func prepare(ops []Op, cell int) []*Op {
 	first := make(map[seen]int64) // when a value was seen first: the end of that operation
 	var zeros [CellSectors]int64  // when zeros were seen last
 	last := make(map[seen]int64)  // and last
-	var crashes, changes []Op
-	type flush struct{ call, end int64 } // end: the earliest of this one and those that began later
+	var crashes, changes, losses []Op
+	type attachment struct{ client, life int }
+	covered := make(map[attachment]int64) // call of the last flush of an attachment that succeeded
+	type flush struct{ call, end int64 }  // end: the earliest of this one and those that began later
 	var flushes []flush
 	for i := range ops {
 		o := &ops[i]
@@ -175,6 +177,7 @@ func prepare(ops []Op, cell int) []*Op {
 			crashes = append(crashes, *o)
 		case o.Kind == Flush && o.Outcome == Done:
 			flushes = append(flushes, flush{o.Call, o.Return})
+			covered[attachment{o.Client, o.Life}] = max(o.Call, covered[attachment{o.Client, o.Life}])
 		case o.Kind == Read && o.Outcome == Done && o.Cell == cell:
 			for j, v := range o.Vals {
 				k := seen{o.First + j, v}
@@ -187,18 +190,25 @@ func prepare(ops []Op, cell int) []*Op {
 				}
 			}
 		}
-		if o.Kind >= Register && o.Kind != Status && o.Outcome != Conflict {
+		if o.Kind == Lost {
+			losses = append(losses, *o)
+		}
+		if o.Kind >= Register && o.Kind != Status && o.Outcome != Conflict && !(o.Kind == Lost && o.Keeps) && !(o.Kind == Crash && o.Stays) {
 			changes = append(changes, *o)
 		}
 	}
-	// died is when the server that got a request had died for sure.
+	// died is when the server that got a request had died for sure, or its client had said that it will not be carried out any more.
 	died := func(o *Op) int64 {
+		until := int64(never)
+		if o.Final {
+			until = o.Return
+		}
 		for i := range crashes {
 			if crashes[i].Call > o.Call {
-				return crashes[i].Return
+				return min(until, crashes[i].Return)
 			}
 		}
-		return never
+		return until
 	}
 	// A crash can only bring back what is seen after one. To remember nothing else lets many orders lead to the same state.
 	back := make(map[seen]bool)
@@ -225,8 +235,8 @@ func prepare(ops []Op, cell int) []*Op {
 	// A command on the reservations must not be carried out late, when its sender has opened the disk again since. (A late write may be.)
 	settled := func(o *Op) int64 {
 		t := died(o)
-		for i := range changes {
-			if c := &changes[i]; c.Kind == Lost && c.Client == o.Client && c.Return > o.Call {
+		for i := range losses {
+			if c := &losses[i]; c.Client == o.Client && c.Return > o.Call {
 				t = min(t, c.Return)
 			}
 		}
@@ -276,6 +286,10 @@ func prepare(ops []Op, cell int) []*Op {
 				dropped = append(dropped, &p)
 			}
 			continue
+		}
+		// A flush covers everything before it of the same attachment, also what came before the server died: had that been lost, the flush must have failed.
+		if o.Outcome == Done && (o.Kind == Write || o.Kind == Zero || o.Kind == CompareAndWrite) && o.Return < covered[attachment{o.Client, o.Life}] {
+			o.FUA = true
 		}
 		if o.Kind != Flush || !overtaken(&o) {
 			out = append(out, &o)

@@ -84,6 +84,11 @@ type Op struct {
 	Persistent bool
 	State      PR // of Status
 
+	Life  int  // which attachment of the client it came by
+	Final bool // of an unknown one: its client said that it failed, so it is not carried out after Return
+	Keeps bool // of Crash: nothing that was acknowledged is lost; of Lost: registrations stay
+	Stays bool // of Crash: reservations and registrations stay
+
 	lenient bool          // a mismatch may come of an unknown write that is not in the history
 	back    map[seen]bool // what a crash can bring back
 	maybe   uint32        // bit per sector: whether it was written stays open
@@ -108,6 +113,8 @@ func (o *Op) String() string {
 		fmt.Fprintf(&b, " %+v", o.State)
 	case o.Kind >= Register && o.Kind < Lost:
 		fmt.Fprintf(&b, " type %d victim %d aptpl %v", o.Type, o.Victim, o.Persistent)
+	case o.Kind >= Lost:
+		fmt.Fprintf(&b, " keeps %v stays %v", o.Keeps, o.Stays)
 	}
 	return b.String()
 }
@@ -248,13 +255,15 @@ func (s *state) step(o *Op) []*state {
 		}
 	case Crash:
 		for i := range n.sec {
-			n.sec[i].now, n.sec[i].old = join(join(s.sec[i].now, s.sec[i].old), []Value{other}), nil
+			if !o.Keeps {
+				n.sec[i].now, n.sec[i].old = join(join(s.sec[i].now, s.sec[i].old), []Value{other}), nil
+			}
 		}
-		if !s.pr.Persistent {
+		if !s.pr.Persistent && !o.Stays {
 			n.pr = PR{Holder: -1}
 		}
 	case Lost, Closed:
-		if !s.pr.Persistent && s.pr.has(o.Client) {
+		if !s.pr.Persistent && s.pr.has(o.Client) && !o.Keeps {
 			n.pr.unregister(o.Client)
 			if o.Kind == Lost { // the server may never have noticed
 				return []*state{s, &n}

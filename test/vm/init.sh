@@ -53,5 +53,7 @@ echo \$? >$work/status
 sync
 $busybox poweroff -f
 EOF
+# Moved over the old root, so that it is the root of the mount namespace too: cifs.upcall joins that of the process that mounts.
+cd $root && b mount -o move . /
 # exec, so that it is PID 1 itself whose root changes: the kernel's own calls of modprobe look there.
-exec "$busybox" chroot $root /bin/sh /run/go </dev/null
+exec "$busybox" chroot . /bin/sh /run/go </dev/null
