@@ -33,6 +33,9 @@ func (r *request) close() ntstatus.Status {
 	}
 	r.releaseOpens()
 	o.finishClose()
+	if o.durable != nil {
+		r.c.srv.settled() // once closed, it does not come back after a restart
+	}
 	r.setBody(resp.Append(r.body()))
 	return ntstatus.Success
 }

@@ -27,7 +27,7 @@ type Share struct {
 // Config says what a server offers. Only Users or Kerberos is required.
 type Config struct {
 	ServerName string    // the name told to clients; empty for the host's name
-	GUID       wire.GUID // identifies the server across connections; zero for a random one
+	GUID       wire.GUID // identifies the server across connections; zero for that of State, or a random one
 	Shares     []Share
 	Users      auth.UserDB           // who may log on by NTLM; nil for no NTLM
 	Kerberos   *auth.KerberosService // nil for no Kerberos
@@ -35,6 +35,10 @@ type Config struct {
 	MinDialect wire.Dialect // oldest dialect accepted: 0 means 3.0; 2.1 is the least
 	MaxDialect wire.Dialect // newest dialect offered: 0 means 3.1.1
 	Encrypt    bool         // refuse clients that do not encrypt, on all shares
+
+	// State, if not nil, is where persistent opens survive the process: this one must own it. It is closed after the server. Without it, opens
+	// survive the loss of a connection only.
+	State *State
 
 	Disks  DiskService  // shared virtual disks; nil for none
 	Logger *slog.Logger // nil for silence
@@ -103,11 +107,28 @@ func (l *Limits) setDefaults() {
 // overlap. [MS-RSVD] 3.2
 type DiskService interface {
 	// OpenDisk opens the virtual disk in the file at path, a resolved local path inside the share. reqCtx is the data of the SVHDX
-	// context (nil if none came), opts are the CreateOptions, access is the granted DesiredAccess. It returns the open, and the data of the
+	// context (nil if none came), opts are the CreateOptions, with FILE_WRITE_THROUGH if everything must
+	// be durable before it is acknowledged; access is the granted DesiredAccess. It returns the open, and the data of the
 	// reply context (nil for none). Errors carry an ntstatus.Status.
 	OpenDisk(ctx context.Context, path string, reqCtx []byte, opts, access uint32) (DiskOpen, []byte, error)
 	// QuerySupport answers FSCTL_QUERY_SHARED_VIRTUAL_DISK_SUPPORT; open is nil for a plain open of path. [MS-RSVD] 2.2.4.16
 	QuerySupport(path string, open DiskOpen) (support, handleState uint32)
+}
+
+// DiskRestorer is what a DiskService can do beyond, if its disks know what opens have of them: between the two calls, the opens of an earlier process are opened
+// again; what has none afterwards is over.
+type DiskRestorer interface {
+	BeginRestore()
+	EndRestore()
+}
+
+// PersistentDisk is what a DiskOpen can do beyond, if it can survive the process.
+type PersistentDisk interface {
+	DiskOpen
+	// Persist says that the open is to survive, under this number. It returns when what it has of the disk does.
+	Persist(id uint64) error
+	// Suspend is Close for an open that another process opens again.
+	Suspend() error
 }
 
 // DiskOpen is one open of a shared virtual disk. All calls but Close may overlap; Close comes last. Errors carry an ntstatus.Status, which

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 
@@ -51,6 +52,7 @@ type createArgs struct {
 	maxAccess bool // MxAc
 	onDiskID  bool // QFid
 	durable   durableArgs
+	kept      *durable // of an open that is to be persistent
 }
 
 // create handles CREATE. [MS-SMB2] 3.3.5.9
@@ -93,12 +95,14 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 		return st
 	}
 	s := r.c.srv
+	a.kept = kept
 	if s.opens.Add(1) > int64(s.lim.MaxOpens) {
 		s.opens.Add(-1)
 		return ntstatus.InsufficientResources
 	}
 	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, share0: r.tree.share, drained: make(chan struct{}, 1)}
 	o.sequence.set(uint16(r.hdr.Status))
+	o.sequenced = true
 	if r.persistence() {
 		o.options |= wire.OptWriteThrough // [MS-SMB2] 3.3.5.9, "Open Execution"
 	}
@@ -112,12 +116,10 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 	}
 	if st == ntstatus.Success {
 		o.app = a.durable.app
+		n := s.newID()
+		o.id = wire.FileID{Persistent: s.epoch<<32 | n, Volatile: n<<8 | 0x5A}
 		if kept != nil && !o.dir {
-			o.durable, kept.action = kept, resp.Action
-			if n := len(resp.Contexts); a.kind == streamDisk && n > 0 && resp.Contexts[n-1].Name == wire.CreateSVHDX {
-				kept.svhdx = resp.Contexts[n-1].Data
-			}
-			resp.Contexts = slices.Insert(resp.Contexts, 0, kept.reply())
+			r.persist(a, o, kept, resp)
 		}
 		st = r.register(o)
 	}
@@ -137,10 +139,33 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 		return st
 	}
 	if kept != nil && o.durable == nil {
-		s.durables.abandon(kept) // a directory
+		s.durables.abandon(kept) // a directory, or one that could not be kept
 	}
 	r.finishCreate(o, resp)
 	return ntstatus.Success
+}
+
+// persist makes an open persistent, durably if the server has a database. If that cannot be, it is an open like others, which the client learns from the
+// context that is missing in the reply.
+func (r *request) persist(a *createArgs, o *open, kept *durable, resp *wire.CreateResponse) {
+	o.durable, kept.action = kept, resp.Action
+	if n := len(resp.Contexts); a.kind == streamDisk && n > 0 && resp.Contexts[n-1].Name == wire.CreateSVHDX {
+		kept.svhdx, kept.svhdxAsked = resp.Contexts[n-1].Data, bytes.Clone(a.svhdx)
+	}
+	var err error
+	if pd, ok := o.disk.(PersistentDisk); ok && r.c.srv.db != nil {
+		err = pd.Persist(o.id.Persistent)
+	}
+	if err == nil {
+		err = r.c.srv.keep(o)
+	}
+	if err != nil {
+		r.c.log.Error("an open cannot be made persistent", "path", o.currentRel(), "err", err)
+		r.c.srv.unrecord(o)
+		o.durable = nil
+		return
+	}
+	resp.Contexts = slices.Insert(resp.Contexts, 0, kept.reply())
 }
 
 // finishCreate makes the reply.
@@ -155,11 +180,9 @@ func (r *request) finishCreate(o *open, resp *wire.CreateResponse) {
 	r.setBody(resp.Append(r.body()))
 }
 
-// register gives an open its identifiers and makes it known to the session.
+// register makes an open known to the session.
 func (r *request) register(o *open) ntstatus.Status {
 	sn, s := r.sess, r.c.srv
-	n := s.newID()
-	o.id = wire.FileID{Persistent: n, Volatile: n<<8 | 0x5A}
 	s.durables.add(o)
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
@@ -341,6 +364,9 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	if st := o.hostLock(); st != ntstatus.Success {
 		return st
 	}
+	if st := a.identify(fd); st != ntstatus.Success {
+		return st
+	}
 	if action == wire.ActionOpened && a.overwrites() {
 		if st := r.overwrite(a, o, &m); st != ntstatus.Success {
 			return st
@@ -373,6 +399,16 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	m.fillCreate(resp)
 	r.replyContexts(a, o, &m, resp)
 	return ntstatus.Success
+}
+
+// identify notes which file it is, if the open is to be persistent.
+func (a *createArgs) identify(fd int) ntstatus.Status {
+	if a.kept == nil {
+		return ntstatus.Success
+	}
+	var err error
+	a.kept.file, err = identify(fd)
+	return statusOf(err)
 }
 
 func (a *createArgs) overwrites() bool {

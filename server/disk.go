@@ -68,6 +68,9 @@ func (r *request) openDisk(a *createArgs, o *open, resp *wire.CreateResponse) nt
 	if err != nil {
 		return statusOf(err)
 	}
+	if st := a.identify(fd); st != ntstatus.Success {
+		return st
+	}
 	o.granted = a.access
 	if a.maximal {
 		o.granted |= r.tree.access
@@ -76,7 +79,7 @@ func (r *request) openDisk(a *createArgs, o *open, resp *wire.CreateResponse) nt
 	if st := s.objects.join(m.key, o); st != ntstatus.Success {
 		return st
 	}
-	disk, ctx, err := s.cfg.Disks.OpenDisk(r.c.ctx, path, a.svhdx, a.Options, o.granted)
+	disk, ctx, err := s.cfg.Disks.OpenDisk(r.c.ctx, path, a.svhdx, o.options, o.granted)
 	if err != nil {
 		r.c.log.Info("open of a shared virtual disk failed", "path", path, "err", err)
 		return statusOf(err)

@@ -33,6 +33,8 @@ type durable struct {
 	timeout    time.Duration
 	action     uint32 // CreateAction of the reply
 	svhdx      []byte // data of the reply's SVHDX context
+	svhdxAsked []byte // and of the request's
+	file       fileIdentity
 
 	replayable atomic.Bool // IsReplayEligible: the CREATE may be sent again
 	parked     atomic.Bool // waits for its client; changed under durables.mu
@@ -43,6 +45,9 @@ type durable struct {
 	generation int  // counts how often it was parked
 	timer      *time.Timer
 	open       *open
+
+	recording sync.Mutex // held while a picture of the open goes into the database
+	forgotten bool       // it is not to be in the database any more; under recording
 }
 
 // appInstance names the application that made an open, so that it can take over from itself on another machine. [MS-SMB2] 3.3.5.9.13
@@ -231,6 +236,15 @@ func (t *durables) drop(o *open) {
 	}
 }
 
+// renamed tells opens the new name of their file, by which their clients ask for them from now on.
+func (t *durables) renamed(list []*durable, rel string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range list {
+		e.name = foldName(wireName(rel))
+	}
+}
+
 // forget takes a persistent open out of the tables. mu is held.
 func (t *durables) forget(e *durable) {
 	if t.byGUID[e.createGUID] == e {
@@ -295,7 +309,7 @@ func (s *Server) expire(e *durable, generation int) {
 	e.open.finishClose()
 }
 
-// closeParked closes what waits for its client.
+// closeParked closes what waits for its client. What is in a database is left there, for the next process.
 func (s *Server) closeParked() {
 	t := &s.durables
 	t.mu.Lock()
@@ -309,9 +323,14 @@ func (s *Server) closeParked() {
 	}
 	t.mu.Unlock()
 	for _, o := range list {
-		o.finishClose()
+		if s.db != nil {
+			o.suspend()
+		} else {
+			o.finishClose()
+		}
 	}
 	t.wg.Wait()
+	s.settled()
 }
 
 // attach gives an open that was parked, and that the caller has taken, to the request's session. If that is impossible, it is parked again.
@@ -326,12 +345,17 @@ func (r *request) attach(e *durable) ntstatus.Status {
 		st = ntstatus.NetworkNameDeleted
 	} else {
 		o.sess, o.tree, o.id.Volatile = sn, r.tree, volatile
+		if !o.sequenced {
+			o.sequenced = true
+			o.sequence.set(uint16(r.hdr.Status)) // that of before the restart is not known any more, nor needed: no older request is left
+		}
 		sn.opens[volatile] = o
 		o.refs.Add(-closing) // the open can be used again
 	}
 	sn.mu.Unlock()
 	t := &s.durables
 	t.mu.Lock()
+	moved := e.clientGUID != r.c.clientGUID
 	if st == ntstatus.Success {
 		e.clientGUID = r.c.clientGUID
 		if o.app != nil {
@@ -345,6 +369,10 @@ func (r *request) attach(e *durable) ntstatus.Status {
 	t.mu.Unlock()
 	if st != ntstatus.Success {
 		o.finishClose()
+	} else if moved {
+		if err := s.keep(o); err != nil {
+			s.log.Error("the database of persistent opens cannot be written", "err", err)
+		}
 	}
 	return st
 }
@@ -471,6 +499,9 @@ func (r *request) takeOver(a *createArgs) ntstatus.Status {
 		}
 		s.log.Info("open closed: its application goes on elsewhere", "path", a.rel)
 		o.finishClose()
+	}
+	if len(list) > 0 {
+		s.settled() // or the open could come back after a restart and be in the way of the new one
 	}
 	return ntstatus.Success
 }

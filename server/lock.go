@@ -114,13 +114,32 @@ func (t *lockTable) dropOwner(o *open) []*lockWait {
 
 // granted tells the client that it has its lock; if it has gone or cancelled in the meantime, the lock is given back.
 func (w *lockWait) granted() {
-	if w.op.complete(ntstatus.Success, wire.AppendEmptyResponse(nil)) {
-		w.obj.mu.Lock()
-		w.lock.owner.noteLock(w.seq)
-		w.obj.mu.Unlock()
+	o := w.lock.owner
+	w.obj.mu.Lock()
+	o.noteLock(w.seq)
+	w.obj.mu.Unlock()
+	if o.keepLocks() == ntstatus.Success && w.op.complete(ntstatus.Success, wire.AppendEmptyResponse(nil)) {
 		return
 	}
+	w.op.complete(ntstatus.InsufficientResources, nil)
 	w.obj.giveBack(&w.lock)
+	w.obj.mu.Lock()
+	o.forgetLock(w.seq)
+	w.obj.mu.Unlock()
+	o.keepLocks()
+}
+
+// keepLocks makes the locks of a persistent open durable, as they are now.
+func (o *open) keepLocks() ntstatus.Status {
+	if o.durable == nil {
+		return ntstatus.Success
+	}
+	s := o.tree.share.srv
+	if err := s.keep(o); err != nil {
+		s.log.Error("the locks of a persistent open cannot be kept", "path", o.currentRel(), "err", err)
+		return statusOf(err)
+	}
+	return ntstatus.Success
 }
 
 func (obj *object) giveBack(l *byteLock) {
@@ -196,6 +215,9 @@ func (r *request) lock() ntstatus.Status {
 		o.obj.mu.Lock()
 		o.noteLock(req.LockSequence)
 		o.obj.mu.Unlock()
+		if st := o.keepLocks(); st != ntstatus.Success {
+			return st
+		}
 		r.setBody(wire.AppendEmptyResponse(r.body()))
 	}
 	return st
@@ -233,6 +255,16 @@ func (o *open) noteLock(seq uint32) {
 	}
 	o.lockSeq[index] = uint8(seq&15) + 1
 }
+
+// forgetLock is the opposite of noteLock.
+func (o *open) forgetLock(seq uint32) {
+	if index := seq >> 4; index > 0 && int(index) < len(o.lockSeq) && o.lockSeq[index] == uint8(seq&15)+1 {
+		o.lockSeq[index] = 0
+	}
+}
+
+// maxHeldLocks bounds the locks of a file, with those that are waited for.
+const maxHeldLocks = 16384
 
 // lockRange checks and converts the range of an element.
 func lockRange(e *wire.LockElement) (byteRange, ntstatus.Status) {
@@ -273,7 +305,6 @@ func (r *request) unlockAll(o *open, elems []wire.LockElement) ntstatus.Status {
 }
 
 func (r *request) lockAll(o *open, elems []wire.LockElement, seq uint32) ntstatus.Status {
-	const maxHeld = 16384
 	for i := range elems {
 		switch elems[i].Flags {
 		case wire.LockShared, wire.LockExclusive:
@@ -300,7 +331,7 @@ func (r *request) lockAll(o *open, elems []wire.LockElement, seq uint32) ntstatu
 			break
 		}
 		l := byteLock{owner: o, byteRange: rng, exclusive: e.Flags&wire.LockExclusive != 0}
-		if len(obj.locks.held)+len(obj.locks.waiting) >= maxHeld {
+		if len(obj.locks.held)+len(obj.locks.waiting) >= maxHeldLocks {
 			st = ntstatus.InsufficientResources
 			break
 		}

@@ -117,12 +117,22 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 		return st
 	}
 	o.obj.mu.Lock()
+	var kept []*durable
 	for _, e := range o.obj.opens {
 		if e.rel == from && e.tree.share == sh {
 			e.rel = real
+			if e.durable != nil && !e.isDisk {
+				kept = append(kept, e.durable)
+			}
 		}
 	}
 	o.obj.mu.Unlock()
+	if len(kept) > 0 {
+		r.c.srv.durables.renamed(kept, real)
+		if err := r.c.srv.keepAll(o.obj); err != nil {
+			r.c.log.Error("the new name of a persistent open cannot be kept", "path", real, "err", err)
+		}
+	}
 	r.c.srv.notify.renamed(sh, from, real, o.dir)
 	return ntstatus.Success
 }

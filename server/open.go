@@ -34,6 +34,10 @@ type open struct {
 	app     *appInstance // nil if the client named none
 	share0  *share       // constant, unlike tree
 
+	restoring bool // of an open that is being made from the database; under obj.mu
+	suspended bool // the next process has it: what it would delete, stays; under obj.mu
+	sequenced bool // sequence has been set since the server began
+
 	lockSeq []uint8 // by index, the number of the last LOCK that was done plus one; under obj.mu. [MS-SMB2] 3.3.1.10
 
 	sequence channelSequence
@@ -107,6 +111,7 @@ func (o *open) finishClose() {
 	o.sess.cancelPending(o, ntstatus.NotifyCleanup)
 	s := o.tree.share.srv
 	s.durables.drop(o)
+	s.unrecord(o)
 	s.notify.drop(o)
 	o.list.close()
 	if o.obj != nil {
@@ -167,11 +172,11 @@ func (t *objectTable) join(key fileKey, o *open) ntstatus.Status {
 	obj.mu.Lock()
 	t.mu.Unlock()
 	defer obj.mu.Unlock()
-	if obj.deletePending {
+	if obj.deletePending && !o.restoring {
 		return ntstatus.DeletePending
 	}
 	for _, e := range obj.opens {
-		if e.durable != nil && e.durable.parked.Load() && !(e.isDisk && o.isDisk) {
+		if e.durable != nil && e.durable.parked.Load() && !(e.isDisk && o.isDisk) && !o.restoring {
 			// Its client may come back. Shared disks do not exclude each other; what fences there is the reservation. [MS-SMB2] 3.3.5.9
 			return ntstatus.FileNotAvailable
 		}
@@ -244,13 +249,13 @@ func (obj *object) leave(o *open) {
 			break
 		}
 	}
-	if o.deleteOnClose {
+	if o.deleteOnClose && !o.suspended {
 		obj.deletePending = true
 	}
 	woken := obj.locks.dropOwner(o)
 	obj.locked.Store(!obj.locks.empty())
 	last := len(obj.opens) == 0
-	remove := obj.deletePending && (last || obj.posixDelete)
+	remove := obj.deletePending && (last || obj.posixDelete) && !o.suspended
 	obj.mu.Unlock()
 	if remove && o.deleter(last) {
 		if err := sh.remove(rel, obj.key, o.dir); err != nil {

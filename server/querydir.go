@@ -205,7 +205,7 @@ func (l *dirList) next(sh *share, o *open) (*fscc.DirEntry, error) {
 				continue
 			}
 		}
-		if !m.isReg() && !m.isDir() {
+		if !m.isReg() && !m.isDir() || m.isDir() && sh.hidden != "" && m.key == sh.hiddenKey {
 			continue
 		}
 		return m.dirEntry(name), nil

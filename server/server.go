@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vdbridge/server/journal"
 	"vdbridge/smb/transport"
 	"vdbridge/smb/wire"
 )
@@ -29,6 +30,9 @@ type Server struct {
 	objects  objectTable
 	notify   notifier
 	durables durables
+	state    *State           // nil if there is none
+	db       *journal.Journal // of persistent opens; nil if there is none
+	epoch    uint64           // of db
 
 	memory memoryLimit // requests and replies of all connections
 
@@ -79,6 +83,14 @@ func New(cfg Config) (*Server, error) {
 		}
 		s.name, _, _ = strings.Cut(h, ".")
 	}
+	if s.state = cfg.State; s.state != nil {
+		if s.guid == (wire.GUID{}) {
+			s.guid = s.state.guid
+		}
+		if s.db = s.state.db; s.db != nil {
+			s.epoch = s.db.Epoch()
+		}
+	}
 	if s.guid == (wire.GUID{}) {
 		rand.Read(s.guid[:])
 	}
@@ -101,6 +113,12 @@ func New(cfg Config) (*Server, error) {
 		s.shares[foldName(sh.Name)] = v
 	}
 	s.shares[foldName(ipcName)] = &share{srv: s, cfg: Share{Name: ipcName, Comment: "remote IPC"}, ipc: true, root: -1}
+	if s.db != nil {
+		if err := s.restore(s.ctx); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("file server: %w", err)
+		}
+	}
 	return s, nil
 }
 

@@ -139,7 +139,7 @@ func (r *request) setFile(o *open, req *wire.SetInfoRequest) ntstatus.Status {
 			return ntstatus.InvalidParameter
 		}
 		o.modeBits.Store(mode)
-		return ntstatus.Success
+		return statusOf(r.c.srv.keep(o))
 	case fscc.FileFullEaInformation:
 		return ntstatus.EAsNotSupported
 	case fscc.FileStandardInformation, fscc.FileInternalInformation, fscc.FileEaInformation, fscc.FileAccessInformation,
@@ -310,12 +310,19 @@ func (r *request) setDelete(o *open, remove, posix, ignoreReadonly bool) ntstatu
 			}
 		}
 	}
-	obj := o.obj
+	if !o.obj.setDelete(o, remove, posix) {
+		return ntstatus.CannotDelete
+	}
+	return statusOf(r.c.srv.keepAll(o.obj))
+}
+
+// setDelete marks a file that is no shared disk.
+func (obj *object) setDelete(o *open, remove, posix bool) bool {
 	obj.mu.Lock()
 	defer obj.mu.Unlock()
 	for _, e := range obj.opens {
 		if e.isDisk && remove {
-			return ntstatus.CannotDelete
+			return false
 		}
 	}
 	obj.deletePending = remove
@@ -326,7 +333,7 @@ func (r *request) setDelete(o *open, remove, posix, ignoreReadonly bool) ntstatu
 	if obj.posixDelete {
 		o.deleteOnClose = true
 	}
-	return ntstatus.Success
+	return true
 }
 
 // setSecurity accepts a security descriptor only as far as that is the truth: the server keeps none. Owners and groups cannot be changed; a DACL is accepted and has no

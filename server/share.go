@@ -26,6 +26,10 @@ type share struct {
 	ipc  bool
 	root int // descriptor of the directory, -1 for IPC$
 
+	// hidden is the path of the server's state directory if that is inside of the share, and hiddenKey is what it is. Constant.
+	hidden    string
+	hiddenKey fileKey
+
 	noOpenat2 atomic.Bool
 	noXattr   atomic.Bool
 	closeOnce sync.Once
@@ -49,7 +53,34 @@ func newShare(s *Server, cfg Share) (*share, error) {
 	if err != nil {
 		return nil, fmt.Errorf("share %s: %w", cfg.Name, &os.PathError{Op: "open", Path: dir, Err: err})
 	}
-	return &share{srv: s, cfg: cfg, dir: dir, root: fd, seed: maphash.MakeSeed()}, nil
+	sh := &share{srv: s, cfg: cfg, dir: dir, root: fd, seed: maphash.MakeSeed()}
+	if s.state != nil {
+		state, err := filepath.EvalSymlinks(s.state.dir)
+		if err == nil {
+			state, err = filepath.Abs(state)
+		}
+		if err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("share %s: %w", cfg.Name, err)
+		}
+		if state == dir {
+			unix.Close(fd)
+			return nil, fmt.Errorf("share %s: its directory is the state directory; give another one for the state", cfg.Name)
+		}
+		if rel, err := filepath.Rel(dir, state); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+			sh.hidden, sh.hiddenKey = state, s.state.key
+		}
+	}
+	return sh, nil
+}
+
+// conceals says whether a descriptor is the server's state directory or something in it, by whatever name it was reached.
+func (sh *share) conceals(fd int) bool {
+	if sh.hidden == "" {
+		return false
+	}
+	path, err := readlink(fd)
+	return err != nil || path == sh.hidden || strings.HasPrefix(path, sh.hidden+"/")
 }
 
 func checkShareName(name string) string {
@@ -152,6 +183,9 @@ func parseName(name string) (rel string, kind streamKind, dirOnly bool, st ntsta
 			return "", 0, false, ntstatus.ObjectNameInvalid
 		}
 	}
+	if top, _, _ := strings.Cut(name, `\`); strings.EqualFold(top, StateDirName) {
+		return "", 0, false, ntstatus.ObjectNameNotFound // also where there is none: a client must not make one
+	}
 	return strings.ReplaceAll(name, `\`, "/"), kind, dirOnly, ntstatus.Success
 }
 
@@ -190,8 +224,18 @@ func join(dir, base string) string {
 	return dir + "/" + base
 }
 
-// openBeneath opens rel below the share. Symbolic links are followed as long as they stay inside, unless flags has O_NOFOLLOW.
+// openBeneath opens rel below the share. Symbolic links are followed as long as they stay inside, unless flags has O_NOFOLLOW. The state of the server
+// does not exist here.
 func (sh *share) openBeneath(rel string, flags int, mode uint32) (int, error) {
+	fd, err := sh.openAnything(rel, flags, mode)
+	if err == nil && sh.conceals(fd) {
+		unix.Close(fd)
+		return -1, unix.ENOENT
+	}
+	return fd, err
+}
+
+func (sh *share) openAnything(rel string, flags int, mode uint32) (int, error) {
 	if rel == "" {
 		rel = "."
 	}

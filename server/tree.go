@@ -92,6 +92,7 @@ func (r *request) treeDisconnect() ntstatus.Status {
 	delete(sn.trees, r.tree.id)
 	sn.mu.Unlock()
 	sn.closeOpens(r.tree)
+	r.c.srv.settled()
 	r.setBody(wire.AppendEmptyResponse(r.body()))
 	return ntstatus.Success
 }
