@@ -2,6 +2,7 @@ package vhdx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -14,6 +15,12 @@ type Options struct {
 	Logger   *slog.Logger // nil: silent
 	// BATCacheBytes bounds the memory for cached BAT pages; 0 means 16 MiB.
 	BATCacheBytes int64
+	// Resolver finds the parents of a differencing disk. Without one such a disk is an ErrDifferencing. OpenFile fills in a FileResolver.
+	Resolver Resolver
+	// Name is what messages call the image; a chain that leads back to it is a loop. OpenFile fills in the canonical path.
+	Name string
+
+	detached bool // open a differencing disk without its parent: what it does not have cannot be read
 }
 
 // A Disk is an open image. All methods may be called at the same time from any goroutine.
@@ -28,10 +35,14 @@ type Disk struct {
 	layout layout
 	params params
 	geo    geometry
+	meta   []metaEntry
 	info   Info
 
 	gate    *gate
 	bat     *batTable
+	bits    *bitmapTable // of a differencing disk
+	parent  *Disk        // read-only, owned; nil without one
+	locator *ParentLocator
 	space   *space
 	session *session
 	commit  *committer
@@ -45,9 +56,13 @@ type Disk struct {
 
 // Open opens an image. On success the disk owns the backing file and closes it; on an error the caller still does.
 //
-// An image with entries in its log is replayed: into the file, or in memory when o.ReadOnly is set. What is not a VHDX image is an [ErrNotVHDX], a damaged
-// one a [*CorruptError], one that needs more than this package can do an [ErrUnsupported].
-func Open(ctx context.Context, b Backing, o Options) (*Disk, error) {
+// An image with entries in its log is replayed: into the file, or in memory when o.ReadOnly is set. The parents of a differencing disk are found by
+// o.Resolver, opened read-only, locked against writers where their files have locks, and closed with the disk. Each must have the DataWriteGuid that its child
+// was made for. What is not a VHDX image is an [ErrNotVHDX], a damaged one a [*CorruptError], one that needs more than this package can do an
+// [ErrUnsupported], one whose parent is missing or another a [*ChainError].
+func Open(ctx context.Context, b Backing, o Options) (*Disk, error) { return open(ctx, b, o, nil) }
+
+func open(ctx context.Context, b Backing, o Options, line []ancestor) (*Disk, error) {
 	lg := o.Logger
 	if lg == nil {
 		lg = slog.New(slog.DiscardHandler)
@@ -57,38 +72,38 @@ func Open(ctx context.Context, b Backing, o Options) (*Disk, error) {
 			return nil, err
 		}
 	}
-	p, err := parseImage(ctx, b, !o.ReadOnly)
+	// The chain is looked at before the log is replayed: an image that cannot be used is not changed.
+	p, err := parseImage(ctx, b, false)
+	if errors.Is(err, errOverlay) && !o.ReadOnly {
+		p, err = parseImage(ctx, b, true)
+	}
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{
-		file: p.file, readOnly: o.ReadOnly, log: lg,
-		layout: p.layout, params: p.params, geo: newGeometry(&p.params),
-		gate: newGate(), scanSem: make(chan struct{}, 1),
+	d := &Disk{readOnly: o.ReadOnly, log: lg, gate: newGate(), scanSem: make(chan struct{}, 1)}
+	if d.locator, err = p.parentLocator(); err != nil {
+		return nil, err
 	}
-	if p.params.hasParent {
-		return nil, ErrDifferencing
-	}
-	if need := d.geo.entries * batEntrySize; need > p.layout.bat.n {
-		return nil, corrupt("BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
-	}
-	d.info = p.info(&d.geo)
-	d.space = newSpace(d.file, d.geo.blockSize, p.fileSize, d.gate)
-	d.bat = newBATTable(d.file, p.layout.bat, &d.geo, p.params.hasParent, o.BATCacheBytes, d.space.size.Load)
-	if !o.ReadOnly {
-		d.session = newSession(b, p.headers.h[p.headers.current], p.headers.current)
-		if err := d.recover(ctx, p); err != nil {
+	if d.locator != nil && !o.detached {
+		if o.Resolver == nil {
+			return nil, ErrDifferencing
+		}
+		line = append(line, ancestor{o.Name, p.headers.h[p.headers.current].fileWriteGUID})
+		if d.parent, err = openParent(ctx, d.locator, &o, line); err != nil {
 			return nil, err
 		}
-		d.commit = &committer{
-			b: b, bat: d.bat, space: d.space, sem: make(chan struct{}, 1),
-			log: &logWriter{b: b, log: p.layout.log, bat: p.layout.bat, s: d.session},
+		if d.parent.params.logical != p.params.logical {
+			err = corrupt("metadata", p.layout.meta.off, "the sectors of the image have %d bytes, those of its parent %d", p.params.logical, d.parent.params.logical)
 		}
-		if d.geo.entries <= scanAtOpen {
-			if err := d.ensureScan(ctx); err != nil {
-				return nil, err
-			}
-		}
+	}
+	if err == nil {
+		err = d.open(ctx, b, p, &o)
+	}
+	if err != nil && d.parent != nil {
+		_ = d.parent.Close()
+	}
+	if err != nil {
+		return nil, err
 	}
 	lg.Debug("opened VHDX image", "kind", d.info.Kind, "size", d.info.Size, "block_size", d.info.BlockSize,
 		"log", d.info.LogState, "read_only", o.ReadOnly)
@@ -96,6 +111,48 @@ func Open(ctx context.Context, b Backing, o Options) (*Disk, error) {
 		lg.Info("replayed the log of a VHDX image that was not closed", "entries", d.info.LogEntriesReplayed, "in_memory", o.ReadOnly)
 	}
 	return d, nil
+}
+
+// open makes the disk of what was read.
+func (d *Disk) open(ctx context.Context, b Backing, p *image, o *Options) error {
+	if _, inMemory := p.file.(*overlay); inMemory && !o.ReadOnly {
+		var err error
+		if p, err = parseImage(ctx, b, true); err != nil {
+			return err
+		}
+	}
+	d.file, d.layout, d.params, d.geo, d.meta = p.file, p.layout, p.params, newGeometry(&p.params), p.meta
+	if need := d.geo.entries * batEntrySize; need > p.layout.bat.n {
+		return corrupt("BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
+	}
+	d.info = p.info(&d.geo)
+	d.info.Name = o.Name
+	if d.locator != nil {
+		d.info.Parent = &ParentInfo{ParentLocator: *d.locator}
+		if d.parent != nil {
+			d.info.Parent.Place = d.parent.info.Name
+		}
+	}
+	d.space = newSpace(d.file, d.geo.blockSize, p.fileSize, d.gate)
+	d.bat = newBATTable(d.file, p.layout.bat, &d.geo, p.params.hasParent, o.BATCacheBytes, d.space.size.Load)
+	if p.params.hasParent {
+		d.bits = newBitmapTable(d.bat, maxBitPages)
+	}
+	if o.ReadOnly {
+		return nil
+	}
+	d.session = newSession(b, p.headers.h[p.headers.current], p.headers.current)
+	if err := d.recover(ctx, p); err != nil {
+		return err
+	}
+	d.commit = &committer{
+		b: b, bat: d.bat, space: d.space, sem: make(chan struct{}, 1),
+		log: &logWriter{b: b, log: p.layout.log, bat: p.layout.bat, s: d.session},
+	}
+	if d.geo.entries <= scanAtOpen {
+		return d.ensureScan(ctx)
+	}
+	return nil
 }
 
 // scanAtOpen is the number of BAT entries up to which an open for writing reads them all at once, and so finds damage early. With more the
@@ -173,7 +230,7 @@ func (d *Disk) Usage(ctx context.Context) (Usage, error) {
 	var u Usage
 	for b := int64(0); b < d.geo.blocks; {
 		if d.bat.unused(d.geo.entryOf(b)) {
-			b += max(d.bat.absentRun(ctx, &d.geo, b), 1)
+			b += max(d.bat.run(ctx, b, notPresent), 1)
 			continue
 		}
 		v, err := d.bat.entry(ctx, d.geo.entryOf(b))
@@ -189,6 +246,9 @@ func (d *Disk) Usage(ctx context.Context) (Usage, error) {
 func (u *Usage) count(v uint64, blockSize int64) {
 	switch v & stateMask {
 	case blockPresent, blockPartPresent:
+		if v&stateMask == blockPartPresent {
+			u.PartialBlocks++
+		}
 		u.AllocatedBlocks++
 		u.AllocatedBytes += blockSize
 	case blockZero:

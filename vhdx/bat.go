@@ -58,20 +58,28 @@ const (
 	minCachePages  = 4
 )
 
-// batPage is a part of the BAT in memory. Entries are read without a lock and written under batTable.mu.
+// batPage is a part of the BAT in memory. Entries are read without a lock and written under changes.mu.
 type batPage struct {
 	e     [pageEntries]atomic.Uint64
 	used  atomic.Bool // since the clock hand was here
 	index int64
-	dirty uint8          // a bit for each sector that has changes which no commit has picked up; under mu
-	pins  int            // sectors that a commit works on; under mu
+	at    int64 // in the file
+	st    pageState
 	bad   map[int]uint64 // what blockBad stands for; not changed after loading
 }
 
-// sectorRef is a dirty sector of the BAT.
-type sectorRef struct {
-	page   *batPage
-	sector int
+func (p *batPage) state() *pageState      { return &p.st }
+func (p *batPage) place(sector int) int64 { return p.at + int64(sector)*logSector }
+
+func (p *batPage) encode(sector int, out *[logSector]byte) {
+	for k := range sectorEntries {
+		i := sector*sectorEntries + k
+		v := p.e[i].Load()
+		if raw, ok := p.bad[i]; ok && v == blockBad {
+			v = raw
+		}
+		le.PutUint64(out[k*batEntrySize:], v)
+	}
 }
 
 // zeroPage stands for every page of which no entry was ever used, so that a large empty image costs no memory. It is never changed.
@@ -88,23 +96,22 @@ type batTable struct {
 	max      int // resident pages
 	reads    atomic.Int64
 
-	mu       sync.Mutex
+	*changes // its mu guards what follows too
 	loading  map[int64]chan struct{}
 	resident []*batPage
 	hand     int
-	dirty    []sectorRef // in the order in which they became dirty
-	freed    []extent    // space that changed entries no longer refer to
-	payload  bool        // the payload has to be durable before the entries in dirty are
 }
 
 func newBATTable(b Backing, region extent, geo *geometry, diff bool, cacheBytes int64, fileSize func() int64) *batTable {
 	if cacheBytes <= 0 {
 		cacheBytes = defaultCacheSz
 	}
+	pages := int(max(cacheBytes/pageBytes, minCachePages))
 	return &batTable{
 		b: b, region: region, geo: geo, diff: diff, fileSize: fileSize,
 		dir:     make([]atomic.Pointer[batPage], ceilDiv(geo.entries, pageEntries)),
-		max:     int(max(cacheBytes/pageBytes, minCachePages)),
+		max:     pages,
+		changes: &changes{limit: pages / 2 * pageSectors},
 		loading: make(map[int64]chan struct{}),
 	}
 }
@@ -176,7 +183,7 @@ func (t *batTable) evict() {
 		t.hand %= len(t.resident)
 		p := t.resident[t.hand]
 		switch {
-		case p.dirty != 0 || p.pins != 0:
+		case !p.st.clean():
 			t.hand++
 		case p.used.Load():
 			p.used.Store(false)
@@ -205,7 +212,7 @@ func (t *batTable) readPage(ctx context.Context, index int64) (*batPage, error) 
 	if isZero(b) {
 		return zeroPage, nil
 	}
-	p := &batPage{index: index}
+	p := &batPage{index: index, at: at}
 	limit := t.fileSize()
 	for k := 0; k < len(b)/batEntrySize; k++ {
 		v := le.Uint64(b[k*batEntrySize:])
@@ -262,16 +269,12 @@ func (t *batTable) set(ctx context.Context, i int64, v uint64, c batChange) erro
 			continue
 		}
 		if p == zeroPage {
-			p = &batPage{index: index}
+			p = &batPage{index: index, at: t.region.off + index*pageBytes}
 			t.install(index, p)
 		}
 		p.e[k].Store(v)
 		p.used.Store(true)
-		s := k / sectorEntries
-		if p.dirty&(1<<s) == 0 {
-			p.dirty |= 1 << s
-			t.dirty = append(t.dirty, sectorRef{p, s})
-		}
+		t.mark(p, k/sectorEntries)
 		t.payload = t.payload || c.payloadFirst
 		if c.freed.n != 0 {
 			t.freed = append(t.freed, c.freed)
@@ -281,85 +284,20 @@ func (t *batTable) set(ctx context.Context, i int64, v uint64, c batChange) erro
 	}
 }
 
-// crowded reports whether so much of the cache is dirty that a commit is due.
-func (t *batTable) crowded() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.dirty) >= t.max/2*pageSectors
-}
+// Kinds of entries that runs are made of.
 
-// pending says how many sectors are dirty and takes over the space that becomes free once these are durable.
-func (t *batTable) pending() (sectors int, freed []extent) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	freed, t.freed = t.freed, nil
-	return len(t.dirty), freed
-}
+// absent reports whether a block of a disk without a parent has no place, reads as zeros, and needs no change to be trimmed or zeroed.
+func absent(v uint64) bool { return notPresent(v) || zeroHere(v) }
 
-// take picks up to n dirty sectors for a commit, with copies of their contents, which are in the form that the file has. payload reports whether
-// the payload has to be durable first. The pages stay in memory until putBack or done.
-func (t *batTable) take(n int, updates []logUpdate) (refs []sectorRef, out []logUpdate, payload bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n = min(n, len(t.dirty))
-	refs = append(refs, t.dirty[:n]...)
-	t.dirty = t.dirty[:copy(t.dirty, t.dirty[n:])]
-	payload, t.payload = t.payload, t.payload && len(t.dirty) > 0
-	for _, r := range refs {
-		r.page.dirty &^= 1 << r.sector
-		r.page.pins++
-		u := logUpdate{off: t.region.off + r.page.index*pageBytes + int64(r.sector)*logSector, data: new([logSector]byte)}
-		for k := range sectorEntries {
-			i := r.sector*sectorEntries + k
-			v := r.page.e[i].Load()
-			if raw, ok := r.page.bad[i]; ok && v == blockBad {
-				v = raw
-			}
-			le.PutUint64(u.data[k*batEntrySize:], v)
-		}
-		updates = append(updates, u)
-	}
-	return refs, updates, payload
-}
+func notPresent(v uint64) bool { return v&stateMask == blockNotPresent }
 
-// done lets pages go that take has picked.
-func (t *batTable) done(refs []sectorRef) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, r := range refs {
-		r.page.pins--
-	}
-}
+// zeroHere is absent for a differencing disk, whose parent shows through a block that is not present.
+func zeroHere(v uint64) bool { return v&stateMask == blockZero || v == blockUnmapped }
 
-// putBack makes sectors dirty again whose commit failed.
-func (t *batTable) putBack(refs []sectorRef, payload bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.payload = t.payload || payload
-	for _, r := range refs {
-		r.page.pins--
-		if r.page.dirty&(1<<r.sector) == 0 {
-			r.page.dirty |= 1 << r.sector
-			t.dirty = append(t.dirty, r)
-		}
-	}
-}
-
-// putBackFreed returns what pending has handed out when the commit failed.
-func (t *batTable) putBackFreed(freed []extent) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.freed = append(t.freed, freed...)
-}
-
-// absent reports whether a block with this entry has no place, reads as zeros, and needs no change to be trimmed or zeroed.
-func absent(v uint64) bool {
-	return v&stateMask == blockNotPresent || v&stateMask == blockZero || v == blockUnmapped
-}
-
-// absentRun returns how many payload blocks from block on are absent, as far as one page of the BAT tells; 0 if the first is not. Going through
+// run returns how many payload blocks from block on are of a kind, as far as one page of the BAT tells; 0 if the first is not. Going through
 // an empty disk block by block would take seconds.
-func (t *batTable) absentRun(ctx context.Context, g *geometry, block int64) int64 {
+func (t *batTable) run(ctx context.Context, block int64, is func(v uint64) bool) int64 {
+	g := t.geo
 	i := g.entryOf(block)
 	p := t.dir[i>>pageShift].Load()
 	if p == nil {
@@ -369,11 +307,14 @@ func (t *batTable) absentRun(ctx context.Context, g *geometry, block int64) int6
 		}
 	}
 	end := (i>>pageShift + 1) << pageShift
-	if p != zeroPage {
-		// A sector bitmap entry in between is not present either, in images without a parent.
+	if p == zeroPage {
+		if !is(0) {
+			return 0
+		}
+	} else {
 		k := i
-		for k < end && absent(p.e[k&(pageEntries-1)].Load()) {
-			k++
+		for k < end && is(p.e[k&(pageEntries-1)].Load()) {
+			k++ // a run ends at the sector bitmap entry of a differencing image, which does no harm
 		}
 		if end = k; end == i {
 			return 0

@@ -20,6 +20,9 @@ type CreateOptions struct {
 	Creator        string // at most 255 UTF-16 units; "" means "vdbridge"
 	Sparse         bool   // with Fixed: do not reserve the space on the host
 	Overwrite      bool   // allow a backing file that is not empty; what it holds is lost
+
+	parent *ParentLocator // makes it a differencing image; see CreateChild
+	extra  []metaItem
 }
 
 // Defaults of CreateOptions.
@@ -27,6 +30,7 @@ const (
 	DefaultBlockSize = 32 * mib
 	DefaultLogSize   = mib
 	defaultCreator   = "vdbridge"
+	metaSpare        = 256 * kib // free space in the metadata region, for items that change
 	maxLogSize       = 1 << 30
 )
 
@@ -106,11 +110,17 @@ func create(ctx context.Context, b Backing, o *CreateOptions) error {
 	}
 	p := params{
 		blockSize: o.BlockSize, leaveAllocated: o.Fixed, size: o.Size,
-		logical: int64(o.LogicalSector), physical: int64(o.PhysicalSector), id: o.VirtualDiskID,
+		logical: int64(o.LogicalSector), physical: int64(o.PhysicalSector), id: o.VirtualDiskID, extra: o.extra,
+	}
+	if o.parent != nil {
+		p.hasParent = true
+		if p.locator, err = o.parent.encode(); err != nil {
+			return err
+		}
 	}
 	g := newGeometry(&p)
 	l := layout{log: extent{headerSectionLen, o.LogSize}}
-	l.meta = extent{l.log.end(), mib}
+	l.meta = extent{l.log.end(), roundUp(p.metaLen()+metaSpare, mib)}
 	l.bat = extent{l.meta.end(), roundUp(g.entries*batEntrySize, mib)}
 	end := l.bat.end()
 	payload := extent{end, 0}
@@ -128,7 +138,7 @@ func create(ctx context.Context, b Backing, o *CreateOptions) error {
 			}
 		}
 	}
-	meta := make([]byte, 2*metaTableSize)
+	meta := make([]byte, roundUp(p.metaLen(), logSector))
 	p.encode(meta)
 	if err := writeFull(ctx, b, meta, l.meta.off); err != nil {
 		return err

@@ -35,6 +35,9 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 }
 
 func (d *Disk) read(ctx context.Context, p []byte, off int64) error {
+	if d.differencing() {
+		return d.readSpans(ctx, p, off)
+	}
 	for len(p) > 0 {
 		at, n, err := d.run(ctx, off, int64(len(p)))
 		switch {
@@ -43,11 +46,18 @@ func (d *Disk) read(ctx context.Context, p []byte, off int64) error {
 		case at < 0:
 			clear(p[:n])
 		default:
-			if err := readFull(ctx, d.file, p[:n], at); err != nil {
-				return fmt.Errorf("read the image: %w", err)
+			if err := d.readFile(ctx, p[:n], at); err != nil {
+				return err
 			}
 		}
 		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (d *Disk) readFile(ctx context.Context, p []byte, at int64) error {
+	if err := readFull(ctx, d.file, p, at); err != nil {
+		return fmt.Errorf("read the image: %w", err)
 	}
 	return nil
 }
@@ -113,6 +123,9 @@ func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
 }
 
 func (d *Disk) write(ctx context.Context, p []byte, off int64) error {
+	if d.differencing() {
+		return d.writeChild(ctx, p, off)
+	}
 	for len(p) > 0 {
 		at, n, err := d.run(ctx, off, int64(len(p)))
 		if err != nil {
@@ -123,12 +136,17 @@ func (d *Disk) write(ctx context.Context, p []byte, off int64) error {
 				return err
 			}
 		}
-		if n > 0 {
-			if err := writeFull(ctx, d.file, p[:n], at); err != nil {
-				return fmt.Errorf("write the image: %w", err)
-			}
+		if err := d.writeFile(ctx, p[:n], at); err != nil {
+			return err
 		}
 		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (d *Disk) writeFile(ctx context.Context, p []byte, at int64) error {
+	if err := writeFull(ctx, d.file, p, at); err != nil {
+		return fmt.Errorf("write the image: %w", err)
 	}
 	return nil
 }
@@ -137,16 +155,11 @@ func (d *Disk) stripe(block int64) *sync.Mutex {
 	return &d.stripes[uint64(block)%uint64(len(d.stripes))]
 }
 
-// allocate gives the block at off a place and returns where p goes, and how much of it. Nothing of p has been written yet, unless all of the
-// block was: then the file offset is that of what follows and n counts what is done.
+// allocate gives the block at off a place, which reads as zeros, and returns where p goes, and how much of it. In a differencing disk the block must not
+// be one that the parent shows through.
 func (d *Disk) allocate(ctx context.Context, off int64, p []byte) (at, n int64, err error) {
-	if err := d.ensureScan(ctx); err != nil {
+	if err := d.prepare(ctx); err != nil {
 		return 0, 0, err
-	}
-	if d.bat.crowded() {
-		if err := d.commit.sync(ctx); err != nil {
-			return 0, 0, err
-		}
 	}
 	block, in := off>>d.geo.blockShift, off&(d.geo.blockSize-1)
 	entry := d.geo.entryOf(block)
@@ -164,6 +177,10 @@ func (d *Disk) allocate(ctx context.Context, off int64, p []byte) (at, n int64, 
 		return int64(v&offsetMask) + in, n, nil
 	case blockBad:
 		return 0, 0, d.bat.badEntry(entry)
+	case blockNotPresent, blockPartPresent:
+		if d.differencing() {
+			return 0, 0, nil
+		}
 	}
 	own := d.ownPlace(v)
 	pl := place{off: own, reused: true}
@@ -187,6 +204,17 @@ func (d *Disk) allocate(ctx context.Context, off int64, p []byte) (at, n int64, 
 		return 0, 0, err
 	}
 	return pl.off + in, n, nil
+}
+
+// prepare comes before every change of the BAT: free space is known, and there is room for the change.
+func (d *Disk) prepare(ctx context.Context) error {
+	if err := d.ensureScan(ctx); err != nil {
+		return err
+	}
+	if d.bat.crowded() {
+		return d.commit.sync(ctx)
+	}
+	return nil
 }
 
 // ownPlace is the place that a trimmed block has kept, which some programs do, or -1.
@@ -233,10 +261,13 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	if err := d.change(ctx); err != nil {
 		return err
 	}
-	if d.params.leaveAllocated {
+	if d.params.kind() == KindFixed {
 		return nil
 	}
 	return d.eachBlock(ctx, off, n, func(block, in, n int64, whole bool) error {
+		if d.differencing() {
+			return d.trimChild(ctx, block, in, n, whole)
+		}
 		v, err := d.bat.entry(ctx, d.geo.entryOf(block))
 		if err != nil || v&stateMask != blockPresent {
 			return err
@@ -244,14 +275,7 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 		if whole {
 			return d.unmap(ctx, block, blockUnmapped)
 		}
-		from, to := roundUp(in, logSector), (in+n)/logSector*logSector
-		if from >= to {
-			return nil
-		}
-		if err := punch(ctx, d.file, int64(v&offsetMask)+from, to-from); !errors.Is(err, errors.ErrUnsupported) {
-			return err
-		}
-		return nil
+		return d.punchPart(ctx, int64(v&offsetMask)+in, n)
 	})
 }
 
@@ -268,8 +292,11 @@ func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) e
 	if err := d.change(ctx); err != nil {
 		return err
 	}
-	unmap = unmap && !d.params.leaveAllocated
+	unmap = unmap && d.params.kind() != KindFixed
 	err = d.eachBlock(ctx, off, n, func(block, in, n int64, whole bool) error {
+		if d.differencing() {
+			return d.zeroChild(ctx, block, in, n, whole, unmap)
+		}
 		v, err := d.bat.entry(ctx, d.geo.entryOf(block))
 		if err != nil {
 			return err
@@ -305,9 +332,8 @@ func (d *Disk) eachBlock(ctx context.Context, off, n int64, fn func(block, in, n
 			return err
 		}
 		block, in := off>>d.geo.blockShift, off&(d.geo.blockSize-1)
-		if in == 0 {
-			if run := d.bat.absentRun(ctx, &d.geo, block); run > 1 && n >= d.geo.blockSize {
-				skip := min(run<<d.geo.blockShift, n&^(d.geo.blockSize-1))
+		if in == 0 && n > d.geo.blockSize {
+			if skip := d.zeroRun(ctx, off, n) &^ (d.geo.blockSize - 1); skip > d.geo.blockSize {
 				off, n = off+skip, n-skip
 				continue
 			}
@@ -323,13 +349,8 @@ func (d *Disk) eachBlock(ctx context.Context, off, n int64, fn func(block, in, n
 
 // unmap takes a block out of the file.
 func (d *Disk) unmap(ctx context.Context, block int64, state uint64) error {
-	if err := d.ensureScan(ctx); err != nil {
+	if err := d.prepare(ctx); err != nil {
 		return err
-	}
-	if d.bat.crowded() {
-		if err := d.commit.sync(ctx); err != nil {
-			return err
-		}
 	}
 	entry := d.geo.entryOf(block)
 	lock := d.stripe(block)
@@ -341,7 +362,11 @@ func (d *Disk) unmap(ctx context.Context, block int64, state uint64) error {
 	}
 	var c batChange
 	switch v & stateMask {
-	case blockPresent, blockUndefined, blockUnmapped:
+	case blockNotPresent:
+		if !d.differencing() {
+			return nil
+		}
+	case blockPresent, blockPartPresent, blockUndefined, blockUnmapped:
 		off := int64(v & offsetMask)
 		if reservesSpace(v) && off >= headerSectionLen && off <= maxFileSize && off+d.geo.blockSize <= d.space.size.Load() {
 			c.freed = extent{off, d.geo.blockSize}
@@ -364,29 +389,38 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, yield func(n int64, ho
 	}
 	defer d.gate.leave(c)
 	e := extentRun{yield: yield}
+	if err := d.extents(ctx, off, n, &e); err != nil {
+		return err
+	}
+	e.end()
+	return nil
+}
+
+func (d *Disk) extents(ctx context.Context, off, n int64, e *extentRun) error {
 	for n > 0 && !e.stopped {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		block, in := off>>d.geo.blockShift, off&(d.geo.blockSize-1)
-		if run := d.bat.absentRun(ctx, &d.geo, block); run > 0 {
-			k := min(run<<d.geo.blockShift-in, n)
-			e.add(k, true)
-			off, n = off+k, n-k
-			continue
-		}
-		at, k, err := d.run(ctx, off, n)
+		s, err := d.spanAt(ctx, off, n)
 		if err != nil {
 			return err
 		}
-		if at < 0 {
-			e.add(k, true)
-		} else if err := d.fileExtents(ctx, at, k, &e); err != nil {
+		switch {
+		case s.kind == spanFile:
+			err = d.fileExtents(ctx, s.at, s.n, e)
+		case s.kind == spanParent && d.parent != nil && d.parent.geo.size > off:
+			s.n = min(s.n, d.parent.geo.size-off)
+			err = d.parent.extents(ctx, off, s.n, e)
+		case s.kind == spanParent && d.differencing() && d.parent == nil:
+			err = errDetached
+		default:
+			e.add(s.n, true)
+		}
+		if err != nil {
 			return err
 		}
-		off, n = off+k, n-k
+		off, n = off+s.n, n-s.n
 	}
-	e.end()
 	return nil
 }
 
@@ -456,6 +490,11 @@ func (d *Disk) Close() error {
 	if cerr := d.file.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close the image: %w", cerr)
 	}
+	if d.parent != nil {
+		if cerr := d.parent.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("parent: %w", cerr)
+		}
+	}
 	return err
 }
 
@@ -464,7 +503,7 @@ func (d *Disk) finish(ctx context.Context) error {
 	if err := d.commit.failed(); err != nil {
 		return err
 	}
-	if !d.session.began.Load() {
+	if !d.session.wrote.Load() {
 		return nil
 	}
 	if err := d.commit.sync(ctx); err != nil {

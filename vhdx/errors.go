@@ -11,8 +11,8 @@ var (
 	ErrNotVHDX = errors.New("not a VHDX image")
 	// ErrUnsupported: the image is well formed but needs something that this package does not do; the message says what.
 	ErrUnsupported = errors.New("not supported")
-	// ErrDifferencing: the image is a differencing disk. It is also an ErrUnsupported.
-	ErrDifferencing = fmt.Errorf("differencing image (a disk with a parent): %w yet; merge it into its parent, or convert it to a dynamic image, first", ErrUnsupported)
+	// ErrDifferencing: the image is a differencing disk, and Options.Resolver does not say how to find its parent. It is also an ErrUnsupported.
+	ErrDifferencing = fmt.Errorf("differencing image (a disk with a parent): it is %w without its parent", ErrUnsupported)
 	// ErrReadOnly: a change was asked of a disk that was opened read-only.
 	ErrReadOnly = errors.New("the disk is opened read-only")
 	// ErrClosed: the disk was closed.

@@ -96,7 +96,7 @@ func (p *image) replay(ctx context.Context, b Backing, h *header, inFile bool) e
 	// impossible half way leaves the file as it was.
 	check := newOverlay(b, p.fileSize)
 	switch err := replayLog(ctx, r, &s, check); {
-	case errors.Is(err, ErrUnsupported): // too large for memory: it goes unchecked
+	case errors.Is(err, errOverlay): // too large for memory: it goes unchecked
 	case err != nil:
 		return err
 	default:

@@ -116,7 +116,14 @@ type params struct {
 	logical        int64
 	physical       int64
 	id             GUID
-	locator        []byte // the parent locator item, nil when there is none
+	locator        []byte     // the parent locator item, nil when there is none
+	extra          []metaItem // for a new image: items besides the known ones
+}
+
+// metaItem is a metadata item with what it holds.
+type metaItem struct {
+	metaEntry
+	data []byte
 }
 
 // knownItem is a system item that we understand, with its length; length 0 is variable.
@@ -205,11 +212,17 @@ func (p *params) kind() Kind {
 func (p *params) encode(b []byte) {
 	off := uint32(metaTableSize)
 	var entries []metaEntry
-	add := func(id GUID, disk bool, v []byte) {
-		copy(b[off:], v)
-		entries = append(entries, metaEntry{id: id, offset: off, length: uint32(len(v)), disk: disk, req: true})
-		off += uint32(len(v))
+	put := func(e metaEntry, v []byte) {
+		if e.length = uint32(len(v)); len(v) > 0 {
+			e.offset = off
+			copy(b[off:], v)
+		} else {
+			e.offset = 0
+		}
+		entries = append(entries, e)
+		off += e.length
 	}
+	add := func(id GUID, disk bool, v []byte) { put(metaEntry{id: id, disk: disk, req: true}, v) }
 	fp := le.AppendUint32(nil, uint32(p.blockSize))
 	var flags uint32
 	if p.leaveAllocated {
@@ -226,7 +239,19 @@ func (p *params) encode(b []byte) {
 	if p.locator != nil {
 		add(itemParentLocator, false, p.locator)
 	}
+	for _, x := range p.extra {
+		put(x.metaEntry, x.data)
+	}
 	encodeMetadataTable(b, entries)
+}
+
+// metaLen is how many bytes of a metadata region encode fills.
+func (p *params) metaLen() int64 {
+	n := int64(metaTableSize + 40 + len(p.locator))
+	for _, x := range p.extra {
+		n += int64(len(x.data))
+	}
+	return n
 }
 
 // geometry is the arithmetic that follows from the metadata.
@@ -261,6 +286,12 @@ func newGeometry(p *params) geometry {
 
 // entryOf is the BAT index of a payload block.
 func (g *geometry) entryOf(block int64) int64 { return block + block>>g.ratioShift }
+
+// bitmapEntry is the BAT index of the sector bitmap of a chunk.
+func (g *geometry) bitmapEntry(chunk int64) int64 { return chunk*(g.ratio+1) + g.ratio }
+
+// isBitmap reports whether a BAT index is that of a sector bitmap.
+func (g *geometry) isBitmap(entry int64) bool { return entry%(g.ratio+1) == g.ratio }
 
 // blockOf is the payload block of a BAT index; ok is false for a sector bitmap entry or one behind the last block.
 func (g *geometry) blockOf(entry int64) (block int64, ok bool) {

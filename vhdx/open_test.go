@@ -85,8 +85,13 @@ func TestDamage(t *testing.T) {
 		{name: "metadata signature", damage: func(t *testing.T, f *crashfile.File) { edit(t, f, meta, 'M') }, state: StateCorrupt, says: "signature", open: ErrCorrupt},
 		{name: "differencing", damage: func(t *testing.T, f *crashfile.File) {
 			edit(t, f, meta+metaTableSize+4, 2)
-			row := append(itemParentLocator[:], 0, 0, 2, 0, 20, 0, 0, 0, metaIsRequired, 0, 0, 0)
+			l, err := (&ParentLocator{Linkage: NewGUID(), RelativePath: `.\parent.vhdx`}).encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			row := append(itemParentLocator[:], 0, 0, 2, 0, byte(len(l)), byte(len(l)>>8), 0, 0, metaIsRequired, 0, 0, 0)
 			edit(t, f, meta+32+5*32, row...)
+			edit(t, f, meta+2*metaTableSize, l...)
 			edit(t, f, meta+10, 6)
 		}, state: StateClean, says: "differencing", open: ErrDifferencing},
 		{name: "unknown state", damage: func(t *testing.T, f *crashfile.File) { edit(t, f, bat, 5) }, state: StateCorrupt, says: "state 5", open: ErrCorrupt, opens: true},

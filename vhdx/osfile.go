@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 )
 
 // OSFile is a [Backing] on a local file. It also locks, punches holes, zeroes, reserves space and finds data where the system can.
@@ -83,11 +84,17 @@ func (o *OSFile) Truncate(ctx context.Context, size int64) error {
 // Close closes the file, which also gives up its lock.
 func (o *OSFile) Close() error { return o.f.Close() }
 
-// OpenFile opens the image in a local file and locks it: for writing against everybody, read-only against writers.
+// OpenFile opens the image in a local file, and its parents, and locks them: for writing against everybody, read-only against writers.
 func OpenFile(ctx context.Context, path string, o Options) (*Disk, error) {
 	f, err := OpenOSFile(path, o.ReadOnly)
 	if err != nil {
 		return nil, err
+	}
+	if o.Name == "" {
+		o.Name = canonicalFile(path)
+	}
+	if o.Resolver == nil {
+		o.Resolver = FileResolver{Dir: filepath.Dir(o.Name)}
 	}
 	d, err := Open(ctx, f, o)
 	if err != nil {
@@ -99,28 +106,5 @@ func OpenFile(ctx context.Context, path string, o Options) (*Disk, error) {
 
 // CreateFile makes a new image in a new local file. A file that exists is only replaced with o.Overwrite; when it fails, a file that it made is removed.
 func CreateFile(ctx context.Context, path string, o CreateOptions) error {
-	flag := os.O_RDWR | os.O_CREATE
-	if !o.Overwrite {
-		flag |= os.O_EXCL
-	}
-	f, err := os.OpenFile(path, flag, 0o666)
-	if err != nil {
-		return err
-	}
-	b := NewOSFile(f)
-	err = b.Lock(ctx, true)
-	locked := err == nil
-	if locked {
-		err = Create(ctx, b, o)
-	}
-	if cerr := b.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		if !o.Overwrite && locked {
-			_ = os.Remove(path)
-		}
-		return fmt.Errorf("create %s: %w", path, err)
-	}
-	return nil
+	return createFile(ctx, path, o.Overwrite, func(b Backing) error { return Create(ctx, b, o) })
 }

@@ -6,6 +6,9 @@ import (
 	"io"
 )
 
+// errOverlay says that a log is too large to be replayed in memory.
+var errOverlay = fmt.Errorf("too much to replay in memory; open the image for writing once: %w", ErrUnsupported)
+
 // maxOverlay bounds the memory that a replay in memory may take.
 const maxOverlay = 64 * mib
 
@@ -31,7 +34,7 @@ func (o *overlay) writeSector(_ context.Context, off int64, data []byte) error {
 	s := o.sectors[off]
 	if s == nil {
 		if len(o.sectors) >= maxOverlay/logSector {
-			return fmt.Errorf("the log changes more than %d MiB, too much to replay in memory; open the image for writing once: %w", maxOverlay/mib, ErrUnsupported)
+			return fmt.Errorf("the log changes more than %d MiB: %w", maxOverlay/mib, errOverlay)
 		}
 		s = new([logSector]byte)
 		o.sectors[off] = s
@@ -60,7 +63,7 @@ func (o *overlay) zero(_ context.Context, off, n int64) error {
 		o.zeros[k-1].n = max(o.zeros[k-1].end(), off+n) - o.zeros[k-1].off
 	} else {
 		if len(o.zeros) >= 1<<16 {
-			return fmt.Errorf("the log zeroes too many places to replay in memory; open the image for writing once: %w", ErrUnsupported)
+			return fmt.Errorf("the log zeroes too many places: %w", errOverlay)
 		}
 		o.zeros = append(o.zeros, extent{off, n})
 	}

@@ -151,21 +151,24 @@ func (d *Disk) scanSpace(ctx context.Context) error {
 		at := d.layout.bat.off + i*batEntrySize
 		block, payload := d.geo.blockOf(i)
 		n := d.geo.blockSize
-		if payload {
+		switch {
+		case payload:
 			if why, good := checkEntryValue(v, d.geo.blockLen(block), size, diff); !good {
 				return corrupt("BAT", at, "block %d: %s", block, why)
 			}
 			if !reservesSpace(v) {
 				return nil
 			}
-		} else {
-			if v&stateMask == blockNotPresent {
+		case !d.geo.isBitmap(i):
+			return nil // behind the last block: nobody looks at it
+		default:
+			if why, good := checkBitmapEntry(v, size, diff); !good {
+				return corrupt("BAT", at, "a sector bitmap: %s", why)
+			}
+			if notPresent(v) {
 				return nil
 			}
-			if v&stateMask != blockPresent || !diff {
-				return corrupt("BAT", at, "the entry of a sector bitmap has the state %d", v&stateMask)
-			}
-			n = mib
+			n = bitmapBlock
 		}
 		x := extent{int64(v & offsetMask), n}
 		if x.off < headerSectionLen || x.off > maxFileSize || x.off >= size && v&stateMask != blockPresent && v&stateMask != blockPartPresent {
@@ -190,6 +193,9 @@ func (d *Disk) scanSpace(ctx context.Context) error {
 	used.gaps(min(roundUp(size, mib), s.end.Load()), func(x extent) bool {
 		for ; x.n >= d.geo.blockSize; x.off, x.n = x.off+d.geo.blockSize, x.n-d.geo.blockSize {
 			s.dirty.push(x.off)
+		}
+		for ; x.n >= bitmapBlock && d.differencing(); x.off, x.n = x.off+bitmapBlock, x.n-bitmapBlock {
+			s.small.push(x.off)
 		}
 		return len(s.dirty.items) < maxFree
 	})

@@ -10,6 +10,7 @@ import (
 type session struct {
 	b     Backing
 	began atomic.Bool   // FileWriteGuid and DataWriteGuid are new: data may be changed
+	wrote atomic.Bool   // it began at some time
 	sem   chan struct{} // 1 token: held while the headers are written
 
 	// Below: under sem.
@@ -57,6 +58,7 @@ func (s *session) begin(ctx context.Context) error {
 	if err := s.update(ctx, h); err != nil {
 		return err
 	}
+	s.wrote.Store(true)
 	s.began.Store(true)
 	return nil
 }

@@ -26,6 +26,7 @@ type space struct {
 	mu    sync.Mutex
 	zero  queue   // free places that read as zeros
 	dirty queue   // free places with old content
+	small queue   // free places of 1 MiB with old content, between others
 	limbo []limbo // freed, but a request may still touch it
 
 	growing chan struct{} // 1 token: held while the file is extended
@@ -90,13 +91,32 @@ func (s *space) take(ctx context.Context) (place, error) {
 	if ok {
 		return place{off, false, true}, nil
 	}
+	return s.takeEnd(ctx, s.blockSize)
+}
+
+// takeBitmap finds a place for a sector bitmap.
+func (s *space) takeBitmap(ctx context.Context) (place, error) {
+	if s.blockSize == bitmapBlock {
+		return s.take(ctx)
+	}
+	s.mu.Lock()
+	off, ok := s.small.pop()
+	s.mu.Unlock()
+	if ok {
+		return place{off, false, true}, nil
+	}
+	return s.takeEnd(ctx, bitmapBlock)
+}
+
+// takeEnd finds a place of up to a block at the end of the file.
+func (s *space) takeEnd(ctx context.Context, n int64) (place, error) {
 	for {
 		for {
 			at := s.end.Load()
-			if at+s.blockSize > s.size.Load() {
+			if at+n > s.size.Load() {
 				break
 			}
-			if s.end.CompareAndSwap(at, at+s.blockSize) {
+			if s.end.CompareAndSwap(at, at+n) {
 				return place{at, true, false}, nil
 			}
 		}
