@@ -3,7 +3,7 @@ package bridge
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,77 +50,88 @@ func TestInfoAndList(t *testing.T) {
 	}
 }
 
-// A differencing image is refused in words, by us and by the server.
+// A differencing image opens with its parent, locally, as a file on a share, and as a shared disk; without it, or with another, it is refused in words.
 func TestDifferencing(t *testing.T) {
 	leak.Check(t)
 	e := embed(t, ServeOptions{RSVDVersion: 1})
-	path := filepath.Join(e.dir, "a.vhdx")
 	ctx := context.Background()
-	img, err := vhdx.OpenFile(ctx, path, vhdx.Options{ReadOnly: true})
+	base, child := filepath.Join(e.dir, "a.vhdx"), filepath.Join(e.dir, "kids", "child.vhdx")
+	sibling := filepath.Join(e.dir, "b.vhdx")
+	if err := os.Mkdir(filepath.Dir(child), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	img, err := vhdx.OpenFile(ctx, base, vhdx.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	meta := img.Info().MetadataOffset
-	if err := img.Close(); err != nil {
+	want := bytes.Repeat([]byte{0x37}, 64<<10)
+	if err := errors.Join(img.Write(ctx, want, 1<<20, false), img.Close()); err != nil {
 		t.Fatal(err)
 	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The item "file parameters" of the metadata table gets its flag HasParent. [MS-VHDX] 2.6.1, 2.6.2.1
-	item, _ := ParseGUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
-	at := bytes.Index(b[meta:meta+64<<10], item[:])
-	if at < 0 {
-		t.Fatal("no file parameters")
-	}
-	le := binary.LittleEndian
-	b[meta+int64(le.Uint32(b[meta+int64(at)+16:]))+4] |= 2
-	// And the table one more item, the parent locator: its type, one key and one value. [MS-VHDX] 2.6.2.6
-	table := b[meta:]
-	n := le.Uint16(table[10:])
-	le.PutUint16(table[10:], n+1)
-	entry := table[32+32*int(n):]
-	item, _ = ParseGUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
-	key, value := utf16LE("relative_path"), utf16LE(`.\parent.vhdx`)
-	copy(entry, item[:])
-	le.PutUint32(entry[16:], 0x18000)
-	le.PutUint32(entry[20:], uint32(20+12+len(key)+len(value)))
-	le.PutUint32(entry[24:], 4) // required
-	locator := table[0x18000:]
-	kind, _ := ParseGUID("b04aefb7-d19e-4a81-b789-25b8e9445913")
-	copy(locator, kind[:])
-	le.PutUint16(locator[18:], 1)
-	le.PutUint32(locator[20:], 32)
-	le.PutUint32(locator[24:], uint32(32+len(key)))
-	le.PutUint16(locator[28:], uint16(len(key)))
-	le.PutUint16(locator[30:], uint16(len(value)))
-	copy(locator[32:], append(key, value...))
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	remote, err := ParseLocation("smb://me@" + e.addr + "/disks/a.vhdx")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := Options{Credentials: CredentialSource{Getenv: func(string) string { return "secret" }}}
-	_, err = Open(ctx, remote, o)
-	t.Logf("shared: %v", err)
-	if Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "differencing") {
-		t.Errorf("shared: %v", err)
-	}
-	o.Mode = ModeFile
-	for _, loc := range []Location{remote, {Local: true, Path: path}} {
-		_, err = Open(ctx, loc, o)
-		if Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "differencing") {
-			t.Errorf("%s: %v", loc, err)
+	for _, p := range []string{child, sibling} {
+		if err := vhdx.CreateChildFile(ctx, p, base, vhdx.ChildOptions{}); err != nil {
+			t.Fatal(err)
 		}
 	}
-}
-
-func utf16LE(s string) (b []byte) {
-	for _, r := range s {
-		b = append(b, byte(r), 0)
+	remote := func(p string) Location {
+		l, err := ParseLocation("smb://me@" + e.addr + "/disks/" + p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
 	}
-	return b
+	o := Options{Credentials: CredentialSource{Getenv: func(string) string { return "secret" }}}
+	file := o
+	file.Mode = ModeFile
+	opens := func(l Location, o Options) error {
+		t.Helper()
+		d, err := Open(ctx, l, o)
+		if err != nil {
+			return err
+		}
+		p := bytes.Repeat([]byte{0x73}, 512)
+		if err = d.Write(ctx, p, 1<<20, true); err == nil {
+			got := make([]byte, len(want))
+			err = d.Read(ctx, got, 1<<20)
+			if err == nil && (!bytes.Equal(got[:512], p) || !bytes.Equal(got[512:], want[512:])) {
+				t.Errorf("%s: other data", l)
+			}
+		}
+		return errors.Join(err, d.Close())
+	}
+	for _, c := range []struct {
+		l Location
+		o Options
+	}{
+		{Location{Local: true, Path: child}, file},
+		{remote("kids/child.vhdx"), file},
+		{remote("b.vhdx"), o},
+	} {
+		if err := opens(c.l, c.o); err != nil {
+			t.Errorf("%s: %v", c.l, err)
+		}
+	}
+	// A server opens no parents outside the folder of the child: its path is the word of whoever wrote the file.
+	if err := opens(remote("kids/child.vhdx"), o); Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "parent") {
+		t.Errorf("shared, the parent is elsewhere: %v", err)
+	}
+	if err := os.Rename(base, base+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []Location{remote("kids/child.vhdx"), {Local: true, Path: child}} {
+		if err := opens(l, file); Classify(err) != ClassNotFound || !strings.Contains(err.Error(), "a.vhdx") || !strings.Contains(err.Error(), "parent") {
+			t.Errorf("%s without its parent: %v", l, err)
+		}
+	}
+	if err := opens(remote("b.vhdx"), o); Classify(err) != ClassUnsupported || !strings.Contains(err.Error(), "parent") {
+		t.Errorf("shared, without its parent: %v", err)
+	}
+	if err := vhdx.CreateFile(ctx, base, vhdx.CreateOptions{Size: img.Size()}); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []Location{remote("kids/child.vhdx"), {Local: true, Path: child}} {
+		if err := opens(l, file); Classify(err) != ClassCorrupt || !strings.Contains(err.Error(), "not what it was made for") {
+			t.Errorf("%s with another parent: %v", l, err)
+		}
+	}
 }

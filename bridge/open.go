@@ -80,11 +80,11 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 	case errors.Is(err, rsvd.ErrNotSupported):
 		return nil, &Error{ClassUnsupported, fmt.Sprintf("%s does not offer shared virtual disks (MS-RSVD) for %s: use --mode file to open it for this host alone", r.loc.Host, r.loc), err}
 	case errors.Is(err, rsvd.ErrWrongFileType):
-		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image that the server can share: it is of another kind, a differencing image, or damaged ('vdbridge check' says which)", r.loc), err}
+		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image that the server can share: it is of another kind, or damaged ('vdbridge check' says which)", r.loc), err}
 	case err != nil && Classify(err) == ClassCorrupt:
 		return nil, &Error{ClassCorrupt, fmt.Sprintf("%s is damaged, the server says (%v): 'vdbridge check' lists what is wrong; restore it from a copy", r.loc, statusText(err)), err}
 	case err != nil && Classify(err) == ClassUnsupported:
-		return nil, &Error{ClassUnsupported, fmt.Sprintf("the server cannot share %s (%v): it may be of a kind that it does not know, such as a differencing image; 'vdbridge check' says what it is", r.loc, statusText(err)), err}
+		return nil, &Error{ClassUnsupported, fmt.Sprintf("the server cannot share %s (%v): it may be of a kind that it does not know, or a differencing image whose parent it does not find; 'vdbridge check' says what it is", r.loc, statusText(err)), err}
 	case err != nil:
 		return nil, explainOpen(r.loc, err)
 	}
@@ -96,6 +96,10 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 // openFile opens the file itself. Nobody else may have it open for writing, and with write nobody at all: two that interpret one image would
 // destroy it.
 func (r *Remote) openFile(ctx context.Context, write bool) (*client.File, error) {
+	return r.openPath(ctx, r.loc.Path, write)
+}
+
+func (r *Remote) openPath(ctx context.Context, path string, write bool) (*client.File, error) {
 	oo := client.OpenOptions{
 		Access: wire.AccessReadData | wire.AccessReadAttributes | wire.AccessReadControl, Share: wire.ShareRead,
 		Disposition: wire.FileOpen, Options: wire.OptNonDirectoryFile | wire.OptRandomAccess,
@@ -104,9 +108,11 @@ func (r *Remote) openFile(ctx context.Context, write bool) (*client.File, error)
 		oo.Access |= wire.AccessWriteData | wire.AccessAppendData | wire.AccessWriteAttributes
 		oo.Share = 0
 	}
-	f, err := r.tree.Open(ctx, r.loc.Path, oo)
+	f, err := r.tree.Open(ctx, path, oo)
 	if err != nil {
-		return nil, explainOpen(r.loc, err)
+		loc := r.loc
+		loc.Path = path
+		return nil, explainOpen(loc, err)
 	}
 	return f, nil
 }
@@ -116,7 +122,7 @@ func (r *Remote) openImage(ctx context.Context, o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := vhdx.Open(ctx, backing{f}, vhdx.Options{ReadOnly: o.ReadOnly, Logger: o.Logger})
+	img, err := vhdx.Open(ctx, backing{f}, vhdx.Options{ReadOnly: o.ReadOnly, Logger: o.Logger, Resolver: r.parents(r.loc.Path), Name: r.loc.Path})
 	if err != nil {
 		return nil, errors.Join(explainImage(r.loc, err), f.Close())
 	}
@@ -142,8 +148,12 @@ func explainImage(loc Location, err error) error {
 	switch {
 	case errors.Is(err, vhdx.ErrNotVHDX):
 		return &Error{ClassCorrupt, fmt.Sprintf("%s is not a VHDX image; 'qemu-img convert -O vhdx' makes one of images of other kinds", loc), err}
-	case errors.Is(err, vhdx.ErrDifferencing):
-		return &Error{ClassUnsupported, fmt.Sprintf("%s is a differencing image (a disk with a parent), which is not supported yet: merge it into its parent first", loc), err}
+	case errors.Is(err, vhdx.ErrParentMissing):
+		return &Error{ClassNotFound, fmt.Sprintf("%s is a differencing image, and its parent is not there: put it where it was, or beside the image (%v)", loc, err), err}
+	case errors.Is(err, vhdx.ErrParentChanged):
+		return &Error{ClassCorrupt, fmt.Sprintf("%s is a differencing image, and what lies in the place of its parent is not what it was made for: put the right one back (%v)", loc, err), err}
+	case errors.Is(err, vhdx.ErrChain):
+		return &Error{ClassCorrupt, fmt.Sprintf("the parents of %s are not sound (%v)", loc, err), err}
 	case errors.As(err, &corrupt):
 		return &Error{ClassCorrupt, fmt.Sprintf("%s is damaged (%v): 'vdbridge check' lists what is wrong; restore it from a copy", loc, corrupt), err}
 	case errors.Is(err, vhdx.ErrCorrupt):

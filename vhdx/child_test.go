@@ -534,4 +534,9 @@ func TestFileResolver(t *testing.T) {
 			t.Errorf("%+v: %q, want %q", c.l, got, c.want)
 		}
 	}
+	r.Root = dir + "/kids"
+	l := ParentLocator{RelativePath: `..\base\p.vhdx`, AbsolutePath: `\\?\D:\Disks\a\q.vhdx`}
+	if got := r.Places(&l); len(got) != 1 || got[0] != dir+"/kids/q.vhdx" {
+		t.Errorf("confined to a folder: %q", got)
+	}
 }

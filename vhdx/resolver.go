@@ -27,6 +27,8 @@ type FileResolver struct {
 	// Map translates what Windows calls a folder into a local folder: `d:\disks` to /srv/disks, `\\server\share` to /mnt/share. The longest match
 	// wins; case does not matter. Paths that nothing matches are looked for by their last part in the folder of the child.
 	Map map[string]string
+	// Root confines the chain to a folder and what is below it; "" does not. A program that opens images for others sets it, as a locator can name any file.
+	Root string
 }
 
 // Places translates the paths of a locator.
@@ -34,6 +36,11 @@ func (r FileResolver) Places(l *ParentLocator) []string {
 	var out []string
 	add := func(p string) {
 		p = canonicalFile(p)
+		if r.Root != "" {
+			if rel, err := filepath.Rel(canonicalFile(r.Root), p); err != nil || !filepath.IsLocal(rel) {
+				return
+			}
+		}
 		for _, o := range out {
 			if o == p {
 				return
@@ -78,7 +85,7 @@ func (r FileResolver) Open(_ context.Context, place string, write bool) (Backing
 	if err != nil {
 		return nil, nil, err
 	}
-	return f, FileResolver{Dir: filepath.Dir(place), Map: r.Map}, nil
+	return f, FileResolver{Dir: filepath.Dir(place), Map: r.Map, Root: r.Root}, nil
 }
 
 // plainWindowsPath takes the extended-length prefix off: `\\?\d:\a` is `d:\a`, `\\?\UNC\server\share` is `\\server\share`.

@@ -104,7 +104,9 @@ func (d vhdxDisk) TrimGranularity() int64 { return d.Info().BlockSize }
 
 func openVHDX(log *slog.Logger) func(context.Context, string, bool) (Disk, error) {
 	return func(ctx context.Context, path string, readOnly bool) (Disk, error) {
-		d, err := vhdx.OpenFile(ctx, path, vhdx.Options{ReadOnly: readOnly, Logger: log})
+		// The parents of a differencing disk must lie beside or below it: its locator is the client's word, and could name any file of this host.
+		dir := filepath.Dir(path)
+		d, err := vhdx.OpenFile(ctx, path, vhdx.Options{ReadOnly: readOnly, Logger: log, Resolver: vhdx.FileResolver{Dir: dir, Root: dir}})
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +120,10 @@ func openStatus(err error) error {
 		return err
 	}
 	s := ntstatus.Unsuccessful
+	var chain *vhdx.ChainError
 	switch {
+	case errors.As(err, &chain): // the file is there, but not all that it needs
+		s = ntstatus.NotSupported
 	case errors.Is(err, fs.ErrNotExist):
 		s = ntstatus.ObjectNameNotFound
 	case errors.Is(err, fs.ErrPermission):
@@ -127,7 +132,7 @@ func openStatus(err error) error {
 		s = ntstatus.SharingViolation
 	case errors.Is(err, vhdx.ErrNotVHDX), errors.Is(err, syscall.EISDIR):
 		s = ntstatus.SVHDXWrongFileType
-	case errors.Is(err, vhdx.ErrDifferencing), errors.Is(err, vhdx.ErrUnsupported):
+	case errors.Is(err, vhdx.ErrUnsupported):
 		s = ntstatus.NotSupported
 	case errors.Is(err, vhdx.ErrCorrupt):
 		s = ntstatus.FileCorruptError
