@@ -2,13 +2,18 @@ package bridge
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"vdbridge/server"
+	"vdbridge/server/journal"
 	"vdbridge/server/svhdx"
 	"vdbridge/smb/auth"
 	"vdbridge/smb/pcap"
@@ -31,19 +36,34 @@ type ServeOptions struct {
 	MaxDialect  wire.Dialect
 	Encrypt     bool
 	ReadOnly    bool
-	CA          bool // continuously available: persistent opens
-	Pcap        string
-	Logger      *slog.Logger
+	CA          bool // continuously available: persistent opens, which survive the server too
+
+	// StateDir holds what survives the server; "" is a hidden directory inside of Dir, so that all servers on one directory share it.
+	StateDir string
+	// Standby lets a server with CA wait until the one that owns StateDir has ended, instead of failing; see AwaitFileServer.
+	Standby bool
+	// DiscardState puts a database of persistent opens aside that cannot be read.
+	DiscardState bool
+
+	Pcap   string
+	Logger *slog.Logger
 }
 
 // FileServer is the built-in SMB 3 file server with shared virtual disks.
 type FileServer struct {
 	srv     *server.Server
+	state   *server.State // nil if there is none
 	capture *pcap.Writer
 }
 
 // NewFileServer prepares a server. It serves nothing before Run; Close ends it.
-func NewFileServer(o ServeOptions) (_ *FileServer, err error) {
+func NewFileServer(o ServeOptions) (*FileServer, error) {
+	o.Standby = false
+	return AwaitFileServer(context.Background(), o)
+}
+
+// AwaitFileServer is NewFileServer, and waits with ServeOptions.Standby until the server before it has ended, or ctx has. Its opens are there when it returns.
+func AwaitFileServer(ctx context.Context, o ServeOptions) (_ *FileServer, err error) {
 	st, err := os.Stat(o.Dir)
 	switch {
 	case err != nil:
@@ -70,10 +90,14 @@ func NewFileServer(o ServeOptions) (_ *FileServer, err error) {
 	}
 	f := &FileServer{}
 	defer func() {
-		if err != nil && f.capture != nil {
-			_ = f.capture.Close()
+		if err != nil {
+			_ = f.closeRest()
 		}
 	}()
+	if f.state, cfg.GUID, err = o.openState(ctx); err != nil {
+		return nil, err
+	}
+	cfg.State = f.state
 	if o.Pcap != "" {
 		if f.capture, err = pcap.Create(o.Pcap); err != nil {
 			return nil, fmt.Errorf("capture file: %w", err)
@@ -106,10 +130,78 @@ func readUsers(path string) (auth.UserDB, error) {
 	return u, nil
 }
 
-// Run serves on l until ctx is done, lets requests in flight finish, closes the disks, and returns nil. It closes l.
-func (f *FileServer) Run(ctx context.Context, l net.Listener) error {
-	err := f.srv.Serve(ctx, l)
-	if ctx.Err() != nil || errors.Is(err, server.ErrClosed) {
+// openState opens the state directory, and takes it if there are persistent opens. A server that has none, on a directory that cannot be written, needs no
+// state: guid is made of the machine and the directory then, so that it is the same after a restart.
+func (o *ServeOptions) openState(ctx context.Context) (st *server.State, guid wire.GUID, err error) {
+	dir := o.StateDir
+	if dir == "" {
+		dir = filepath.Join(o.Dir, server.StateDirName)
+		if _, serr := os.Stat(dir); serr != nil && o.ReadOnly && !o.CA {
+			return nil, o.derivedGUID(), nil
+		}
+	}
+	st, err = server.OpenState(dir)
+	switch {
+	case err == nil:
+	case o.StateDir == "" && !o.CA && (errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)):
+		return nil, o.derivedGUID(), nil
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, guid, &Error{Classify(err), fmt.Sprintf("the state directory %s cannot be made: its parent does not exist", dir), err}
+	default:
+		return nil, guid, &Error{Classify(err), fmt.Sprintf("the state directory %s cannot be used: %v; give another one with --state-dir", dir, err), err}
+	}
+	if !o.CA {
+		return st, guid, nil
+	}
+	err = st.Own(ctx, server.OwnOptions{Wait: o.Standby, Discard: o.DiscardState, Logger: o.Logger})
+	var busy *server.BusyError
+	switch {
+	case err == nil:
+		return st, guid, nil
+	case ctx.Err() != nil:
+		return nil, guid, err
+	case errors.As(err, &busy):
+		return nil, guid, &Error{ClassBusy, fmt.Sprintf("%v; wait for its end with --standby, or give another directory with --state-dir", busy), syscall.EBUSY}
+	case errors.Is(err, journal.ErrDamaged):
+		return nil, guid, &Error{ClassCorrupt, fmt.Sprintf("the database of persistent opens cannot be used: %v; with --discard-state the server puts it aside and begins without those opens", err), err}
+	case errors.Is(err, journal.ErrVersion):
+		return nil, guid, &Error{ClassUnsupported, fmt.Sprintf("the database of persistent opens cannot be used: %v; start the vdbridge that wrote it, or begin without those opens with --discard-state", err), err}
+	}
+	return nil, guid, &Error{Classify(err), fmt.Sprintf("the state directory %s cannot be used: %v", dir, err), err}
+}
+
+func (o *ServeOptions) derivedGUID() wire.GUID {
+	machine, err := os.ReadFile("/etc/machine-id")
+	if err != nil {
+		machine = []byte(hostName())
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		dir = o.Dir
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "vdbridge file server\n%s\n%s", machine, dir))
+	return wire.GUID(sum[:16])
+}
+
+// Run serves on the listeners until ctx is done, lets requests in flight finish, closes the disks, and returns nil. It closes the listeners. Persistent
+// opens are left to the next server.
+func (f *FileServer) Run(ctx context.Context, l ...net.Listener) error {
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	errs := make(chan error, len(l))
+	for _, l := range l {
+		go func() {
+			errs <- f.srv.Serve(serving, l)
+			stop()
+		}()
+	}
+	var err error
+	for range l {
+		if e := <-errs; err == nil && e != nil && !errors.Is(e, server.ErrClosed) && !(errors.Is(e, context.Canceled) && serving.Err() != nil) {
+			err = e
+		}
+	}
+	if ctx.Err() != nil {
 		err = nil
 	}
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
@@ -117,18 +209,24 @@ func (f *FileServer) Run(ctx context.Context, l net.Listener) error {
 	if serr := f.srv.Shutdown(drain); err == nil && !errors.Is(serr, context.DeadlineExceeded) {
 		err = serr
 	}
-	return errors.Join(err, f.closeCapture())
+	return errors.Join(err, f.closeRest())
 }
 
 // Close ends the server at once. Not needed after Run.
-func (f *FileServer) Close() error { return errors.Join(f.srv.Close(), f.closeCapture()) }
+func (f *FileServer) Close() error { return errors.Join(f.srv.Close(), f.closeRest()) }
 
-func (f *FileServer) closeCapture() error {
-	if f.capture == nil {
-		return nil
+// closeRest closes what the server used.
+func (f *FileServer) closeRest() error {
+	var errs []error
+	if f.state != nil {
+		if err := f.state.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("state directory: %w", err))
+		}
 	}
-	if err := f.capture.Close(); err != nil {
-		return fmt.Errorf("capture file: %w", err)
+	if f.capture != nil {
+		if err := f.capture.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("capture file: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Listen opens a listener for unix:PATH, tcp:ADDR or ADDR. A unix socket that nobody listens on any more is replaced; one that is alive is not.
@@ -33,6 +35,67 @@ func Listen(spec string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// Reservation is a TCP address that is taken and not listened on: whoever connects is refused at once.
+type Reservation struct {
+	spec string
+	f    *os.File
+}
+
+// Reserve takes a TCP address to listen on later. Its port must not be 0.
+func Reserve(spec string) (*Reservation, error) {
+	addr := strings.TrimPrefix(spec, "tcp:")
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" || port == "0" {
+		return nil, Usagef("%q is not an address to listen on later; give HOST:PORT, with a port that is not 0", spec)
+	}
+	if host == "" {
+		addr = net.JoinHostPort("127.0.0.1", port)
+	}
+	a, err := net.ResolveTCPAddr("tcp", addr)
+	if err != nil {
+		return nil, listenError(spec, err)
+	}
+	family, sa := unix.AF_INET6, unix.Sockaddr(nil)
+	if ip4 := a.IP.To4(); ip4 != nil {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: a.Port, Addr: [4]byte(ip4)}
+	} else {
+		sa6 := &unix.SockaddrInet6{Port: a.Port}
+		copy(sa6.Addr[:], a.IP.To16())
+		if i, err := net.InterfaceByName(a.Zone); err == nil {
+			sa6.ZoneId = uint32(i.Index)
+		}
+		sa = sa6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, listenError(spec, err)
+	}
+	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil {
+		err = unix.Bind(fd, sa)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, listenError(spec, err)
+	}
+	return &Reservation{spec, os.NewFile(uintptr(fd), spec)}, nil
+}
+
+// Listen begins to listen; the reservation is over.
+func (r *Reservation) Listen() (net.Listener, error) {
+	defer r.f.Close() // the listener has a descriptor of its own
+	if err := unix.Listen(int(r.f.Fd()), unix.SOMAXCONN); err != nil {
+		return nil, listenError(r.spec, err)
+	}
+	l, err := net.FileListener(r.f)
+	if err != nil {
+		return nil, listenError(r.spec, err)
+	}
+	return l, nil
+}
+
+// Close gives the address up.
+func (r *Reservation) Close() error { return r.f.Close() }
 
 func listenUnix(path string) (net.Listener, error) {
 	if len(path) > 107 {

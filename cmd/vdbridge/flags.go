@@ -119,7 +119,7 @@ func readyFlags() []cli.Flag {
 
 // ready tells whoever waits that the service can be used: a line on standard output, the descriptor of --ready-fd, systemd. The function
 // returned undoes what must not stay.
-func ready(c *cli.Context, what string) (func(), error) {
+func ready(c *cli.Context, what ...string) (func(), error) {
 	undo := func() {}
 	if path := c.String("pid-file"); path != "" {
 		if err := os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644); err != nil {
@@ -135,7 +135,7 @@ func ready(c *cli.Context, what string) (func(), error) {
 		if f == nil {
 			return undo, usage("--ready-fd %d is not a file descriptor", fd)
 		}
-		_, err := fmt.Fprintln(f, what)
+		_, err := fmt.Fprintln(f, strings.Join(what, "\n"))
 		if cerr := f.Close(); err == nil {
 			err = cerr
 		}
@@ -143,7 +143,9 @@ func ready(c *cli.Context, what string) (func(), error) {
 			return undo, usage("--ready-fd %d cannot be written: %v", fd, err)
 		}
 	}
-	bridge.NotifySystemd("READY=1\nSTATUS=" + strings.ReplaceAll(what, "\n", " "))
-	printf(c, "ready %s\n", what)
+	bridge.NotifySystemd("READY=1\nSTATUS=" + strings.ReplaceAll(strings.Join(what, " "), "\n", " "))
+	for _, w := range what {
+		printf(c, "ready %s\n", w)
+	}
 	return undo, nil
 }
