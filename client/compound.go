@@ -100,7 +100,7 @@ func (c *Conn) joinOnce() bool {
 	j.mu.Lock()
 	n := min(len(j.queue), j.tune.size())
 	for i := 1; i < n; i++ { // only what is protected in the same way goes together
-		if r, first := j.queue[i], j.queue[0]; r.sess != first.sess || r.seal != first.seal {
+		if r, first := j.queue[i], j.queue[0]; r.ch != first.ch || r.seal != first.seal {
 			n = i
 		}
 	}
@@ -160,7 +160,7 @@ func (c *Conn) sendCompound(k *compound) {
 		}
 		r.segs[0] = r.out
 		if r.sign {
-			r.sess.ch.signer.Sign(r.segs[:1]...)
+			r.ch.signer.Sign(r.segs[:1]...)
 		}
 		k.segs = append(k.segs, r.out)
 		total += len(r.out)
@@ -172,7 +172,7 @@ func (c *Conn) sendCompound(k *compound) {
 			at += copy(k.f.b[at:], s)
 		}
 		k.segs = append(k.segs[:0], k.f.b)
-		if err := first.sess.ch.sealer.Seal(k.f.b); err != nil {
+		if err := first.ch.s.sealer.Seal(k.f.b); err != nil {
 			c.fail(err)
 			k.Release()
 			return

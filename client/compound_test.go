@@ -61,14 +61,14 @@ func TestJoin(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if f.c.Err() != nil {
-				t.Fatal(f.c.Err())
+			if f.t.sess.c.Err() != nil {
+				t.Fatal(f.t.sess.c.Err())
 			}
 			// Replies to what was cancelled have come before that of a request that was sent later, as the peer answers in order.
-			if err := f.c.Echo(bg); err != nil {
+			if err := f.t.sess.c.Echo(bg); err != nil {
 				t.Fatal(err)
 			}
-			f.c.checkIdle(t)
+			f.t.sess.c.checkIdle(t)
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			if p.joined == 0 {

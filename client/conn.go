@@ -33,6 +33,7 @@ type Conn struct {
 
 	sealed   chan sealedFrame // large sealed messages, to the openers
 	received atomic.Uint64    // messages, for the watchdog
+	load     atomic.Int64     // bytes of requests that have not ended, with their replies
 	up       atomic.Bool      // the caller of Dial has it; before, an error is for Dial to return
 	wg       sync.WaitGroup
 	done     chan struct{} // closed when err is set
@@ -41,14 +42,14 @@ type Conn struct {
 	err      error // why the connection ended
 	w        window
 	table    map[uint64]*request
-	sessions map[uint64]*Session
-	last     *Session // of sessions, lately used
+	sessions map[uint64]*channel // by session; those of lost connections stay
+	last     *channel            // of sessions, lately used
 }
 
 // sealedFrame is a sealed message on its way to an opener.
 type sealedFrame struct {
-	f    *frame
-	sess *Session
+	f  *frame
+	ch *channel
 }
 
 // newConn starts the goroutines of a connection. Close ends them.
@@ -57,7 +58,7 @@ func newConn(tr transport.Conn, addr, server string, cfg Config) *Conn {
 		cfg: cfg, log: cfg.Logger, addr: addr, server: server, tr: tr,
 		done:     make(chan struct{}),
 		table:    make(map[uint64]*request),
-		sessions: make(map[uint64]*Session),
+		sessions: make(map[uint64]*channel),
 	}
 	c.w = window{avail: 1, target: cfg.Credits}
 	tr.SetMaxMessage(handshakeLimit)
@@ -117,6 +118,10 @@ func (c *Conn) fail(err error) {
 		r.state, r.err = stateDelivered, err
 	}
 	c.w.head, c.w.tail = nil, nil
+	channels := make([]*channel, 0, len(c.sessions))
+	for _, ch := range c.sessions {
+		channels = append(channels, ch)
+	}
 	c.mu.Unlock()
 
 	if errors.Is(err, ErrClosed) {
@@ -128,6 +133,10 @@ func (c *Conn) fail(err error) {
 	}
 	_ = c.tr.Close() // which also ends a write that waits for the peer
 	close(c.done)
+	// The sessions first, so that those who are woken find what has become of them.
+	for _, ch := range channels {
+		ch.lost(err)
+	}
 	wake(queued)
 	for _, r := range waiting {
 		r.done <- struct{}{}
@@ -140,15 +149,17 @@ func (c *Conn) fail(err error) {
 // closeTimeout is how long Close waits for the server to confirm before it hangs up.
 const closeTimeout = 5 * time.Second
 
-// Close logs off all sessions, after disconnecting their trees, and ends the connection. Requests that are still in flight fail. It waits
-// for all goroutines of the connection and may be called more than once.
+// Close logs off all sessions that have begun on the connection, after disconnecting their trees, and ends it. Of a session that it was bound to, it takes one
+// channel away. Requests that are still in flight fail. It waits for all goroutines of the connection and may be called more than once.
 func (c *Conn) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	c.mu.Lock()
 	var sessions []*Session
-	for _, s := range c.sessions {
-		sessions = append(sessions, s)
+	for _, ch := range c.sessions {
+		if ch.s.c == c {
+			sessions = append(sessions, ch.s)
+		}
 	}
 	c.mu.Unlock()
 	for _, s := range sessions {
@@ -166,18 +177,19 @@ func (c *Conn) Close() error {
 
 // Echo asks the server for a sign of life.
 func (c *Conn) Echo(ctx context.Context) error {
-	var s *Session
+	var ch *channel
 	c.mu.Lock()
 	for _, v := range c.sessions {
-		if !v.closed.Load() {
-			s = v
+		if !v.s.closed.Load() {
+			ch = v
 			break
 		}
 	}
 	c.mu.Unlock()
-	r := c.request(wire.CmdEcho, s, 0)
-	if s != nil {
-		s.protect(r, false)
+	r := c.request(wire.CmdEcho, ch, 0)
+	r.unhindered = true
+	if ch != nil {
+		ch.s.protect(r, false)
 	}
 	r.out = wire.AppendEmptyRequest(r.out)
 	ok, err := r.roundTrip(ctx, 1)

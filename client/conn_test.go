@@ -74,7 +74,7 @@ func TestReadWriteControl(t *testing.T) {
 			if err := f.Flush(bg); err != nil {
 				t.Error(err)
 			}
-			c := f.c
+			c := f.t.sess.c
 			c.checkIdle(t)
 			if err := f.Close(); err != nil {
 				t.Error(err)
@@ -133,7 +133,7 @@ func TestScarceCredits(t *testing.T) {
 			if !errors.Is(err, errTooLarge) {
 				t.Errorf("ioctl that needs 16 credits: %v", err)
 			}
-			f.c.checkIdle(t)
+			f.t.sess.c.checkIdle(t)
 		})
 	}
 }
@@ -215,7 +215,7 @@ func TestOutOfOrder(t *testing.T) {
 					}
 					wg.Wait()
 				}
-				f.c.checkIdle(t)
+				f.t.sess.c.checkIdle(t)
 			})
 		}
 	}
@@ -274,13 +274,13 @@ func TestCancel(t *testing.T) {
 				if h.MessageID != held.MessageID || async && (h.Flags&wire.FlagAsync == 0 || h.AsyncID != 4711) {
 					t.Errorf("CANCEL is %+v, the read was %d", h, held.MessageID)
 				}
-				if err := f.c.Echo(bg); err != nil {
+				if err := f.t.sess.c.Echo(bg); err != nil {
 					t.Fatal(err)
 				}
 				if !bytes.Equal(buf, bytes.Repeat([]byte{0xEE}, 5000)) {
 					t.Error("the buffer was written after the call had returned")
 				}
-				f.c.checkIdle(t)
+				f.t.sess.c.checkIdle(t)
 				if _, err := f.ReadAt(bg, buf, 0); err != nil || !bytes.Equal(buf, p.file[:5000]) {
 					t.Errorf("read afterwards: %v", err)
 				}
@@ -317,9 +317,9 @@ func TestCancelWhileFilling(t *testing.T) {
 	<-half
 	// The reader has begun to fill the buffer when the request has left the table.
 	for {
-		f.c.mu.Lock()
-		n := len(f.c.table)
-		f.c.mu.Unlock()
+		f.t.sess.c.mu.Lock()
+		n := len(f.t.sess.c.table)
+		f.t.sess.c.mu.Unlock()
 		if n == 0 {
 			break
 		}
@@ -361,9 +361,9 @@ func TestCancelInQueue(t *testing.T) {
 	<-got
 	ctx, cancel := context.WithCancel(bg)
 	go read(ctx)
-	waitQueued(f.c, 1)
+	waitQueued(f.t.sess.c, 1)
 	go read(bg)
-	waitQueued(f.c, 2)
+	waitQueued(f.t.sess.c, 2)
 	cancel()
 	if err := <-errc; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -374,7 +374,7 @@ func TestCancelInQueue(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	f.c.checkIdle(t)
+	f.t.sess.c.checkIdle(t)
 }
 
 // waitQueued waits until n requests wait for credits.
@@ -522,11 +522,11 @@ func TestBadReplies(t *testing.T) {
 						t.Errorf("got %v", err)
 					}
 				}
-				<-f.c.Done()
+				<-f.t.sess.c.Done()
 				if _, err := f.ReadAt(bg, make([]byte, size), 0); !errors.Is(err, c.want) {
 					t.Errorf("later: %v", err)
 				}
-				if err := f.c.Close(); !errors.Is(err, c.want) {
+				if err := f.t.sess.c.Close(); !errors.Is(err, c.want) {
 					t.Errorf("close: %v", err)
 				}
 			})
@@ -569,7 +569,7 @@ func TestHarmlessSurprises(t *testing.T) {
 	if b := <-broken; b.FileID.Volatile != 6 {
 		t.Errorf("oplock break %+v", b)
 	}
-	f.c.checkIdle(t)
+	f.t.sess.c.checkIdle(t)
 }
 
 // TestShortIO reads and writes with a server that does less than it is asked.
@@ -639,7 +639,7 @@ func TestCloseFailsWaiters(t *testing.T) {
 	for range 5 {
 		<-got
 	}
-	if err := f.c.Close(); err != nil {
+	if err := f.t.sess.c.Close(); err != nil {
 		t.Error(err)
 	}
 	for range 5 {

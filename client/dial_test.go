@@ -309,7 +309,7 @@ func TestMultiProtocol(t *testing.T) {
 			return true
 		}
 		f := p.open(Config{MultiProtocol: true, MinDialect: wire.Dialect202})
-		if got := f.c.Info().Dialect; got != d {
+		if got := f.t.sess.c.Info().Dialect; got != d {
 			t.Errorf("dialect %s", got)
 		}
 		if _, err := f.ReadAt(bg, make([]byte, 200000), 0); err != nil {

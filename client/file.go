@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"sync/atomic"
@@ -40,11 +39,17 @@ type OpenOptions struct {
 // File is an open file, directory or pipe. All methods may be called at the same time.
 type File struct {
 	t      *Tree
-	c      *Conn
 	id     wire.FileID
 	name   string // as on the wire
 	reply  wire.CreateResponse
+	opts   OpenOptions // as asked for, without pointers of the caller
+	base   uint16      // the channel sequence of requests on this open is that of the session and this
 	closed atomic.Bool
+
+	settling chan struct{} // capacity 1: held by settle
+	settled  atomic.Uint32 // the channel sequence at which nothing older was under way, or unsettled
+	lasting  Durability    // Session.mu guards it, once the file is open
+	held     held
 
 	separate bool // no compounds
 }
@@ -62,35 +67,66 @@ func (t *Tree) open(ctx context.Context, op, name string, opts OpenOptions) (*Fi
 	if t.closed.Load() {
 		return nil, wrap(op, t.full(clean), fs.ErrClosed)
 	}
-	if opts.Durable != nil || opts.AppInstance != nil || opts.Lease != nil {
-		return nil, wrap(op, t.full(clean), errors.ErrUnsupported)
+	f := t.file(clean)
+	a := attempt{repeat: never}
+	contexts, err := f.ask(opts, &a)
+	if err != nil {
+		return nil, wrap(op, t.full(clean), err)
 	}
+	return f.create(ctx, op, wire.ImpersonationImpersonation, contexts, a)
+}
+
+func (t *Tree) file(name string) *File {
+	return &File{t: t, name: name, settling: make(chan struct{}, 1)}
+}
+
+// create sends CREATE with what is in f.opts, and these contexts, until it is done or refused.
+func (f *File) create(ctx context.Context, op string, impersonation uint32, contexts []wire.CreateContext, a attempt) (*File, error) {
+	t, o := f.t, &f.opts
 	q := wire.CreateRequest{
-		OplockLevel: opts.Oplock, Impersonation: wire.ImpersonationImpersonation, DesiredAccess: opts.Access,
-		FileAttributes: opts.Attributes, ShareAccess: opts.Share, Disposition: opts.Disposition, Options: opts.Options,
-		Name: clean, Contexts: opts.Contexts,
+		OplockLevel: o.Oplock, Impersonation: impersonation, DesiredAccess: o.Access,
+		FileAttributes: o.Attributes, ShareAccess: o.Share, Disposition: o.Disposition, Options: o.Options,
+		Name: f.name, Contexts: contexts,
 	}
-	r := t.request(wire.CmdCreate)
-	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return nil, wrap(op, t.full(clean), err)
+	for {
+		r := f.request(wire.CmdCreate, &a, 0)
+		r.out = q.Append(r.out)
+		err := a.exchange(ctx, r, 1)
+		if err == nil {
+			if f.settled.Load() != unsettled { // it is new
+				f.settled.Store(uint32(r.seq))
+			}
+			err = a.simple(r, f.created)
+		}
+		if err == nil {
+			break
+		}
+		if err = a.again(ctx, err); err == nil {
+			continue
+		}
+		if st, ok := err.(ntstatus.Status); ok {
+			return nil, &Error{Op: op, Path: t.full(f.name), Status: st, Hint: openHint(st)}
+		}
+		return nil, wrap(op, t.full(f.name), err)
 	}
-	defer r.unref()
+	f.separate = o.Separate || t.sess.c.cfg.MaxCompound <= 1
+	if err := f.granted(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// created takes over the reply to the CREATE.
+func (f *File) created(msg []byte) error {
+	v, err := wire.ParseCreateResponse(msg)
 	if err != nil {
-		return nil, wrap(op, t.full(clean), err)
-	}
-	if st := ntstatus.Status(r.h.Status); st != ntstatus.Success {
-		return nil, &Error{Op: op, Path: t.full(clean), Status: st, Hint: openHint(st)}
-	}
-	v, err := wire.ParseCreateResponse(r.msg)
-	if err != nil {
-		return nil, t.c.malformed(op, t.full(clean), err)
+		return err
 	}
 	for i := range v.Contexts {
 		v.Contexts[i].Data = append([]byte(nil), v.Contexts[i].Data...) // they lie in pooled memory
 	}
-	return &File{t: t, c: t.c, id: v.FileID, name: clean, reply: v, separate: opts.Separate || t.c.cfg.MaxCompound <= 1}, nil
+	f.id, f.reply = v.FileID, v
+	return nil
 }
 
 // shorten keeps a name that is too long from filling the screen.
@@ -135,9 +171,9 @@ func (f *File) Context(name string) ([]byte, bool) {
 func (f *File) path() string { return f.t.full(f.name) }
 
 // check returns an error when the file is closed.
-func (f *File) check(op string) error {
+func (f *File) check() error {
 	if f.closed.Load() {
-		return wrap(op, f.path(), fs.ErrClosed)
+		return errClosedFile
 	}
 	return nil
 }
@@ -147,54 +183,56 @@ func (f *File) Close() error {
 	if f.closed.Swap(true) {
 		return nil
 	}
+	f.forget()
 	ctx, cancel := context.WithTimeout(context.Background(), 4*closeTimeout)
 	defer cancel()
-	if err := f.t.sess.closeFile(ctx, f.t.id, f.t.seal, f.id); err != nil {
+	if err := f.t.sess.closeFile(ctx, f.t.id, f.t.seal, f.id, f.base); err != nil {
 		return wrap("close", f.path(), err)
 	}
 	return nil
 }
 
-func (s *Session) closeFile(ctx context.Context, tree uint32, seal bool, id wire.FileID) error {
-	r := s.c.request(wire.CmdClose, s, tree)
-	s.protect(r, seal)
-	q := wire.CloseRequest{FileID: id}
-	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return err
+func (s *Session) closeFile(ctx context.Context, tree uint32, seal bool, id wire.FileID, base uint16) error {
+	a := attempt{repeat: always}
+	for {
+		r := s.request(wire.CmdClose, tree, seal, &a)
+		r.base = base
+		q := wire.CloseRequest{FileID: id}
+		r.out = q.Append(r.out)
+		err := a.exchange(ctx, r, 1)
+		if err == nil {
+			err = a.simple(r, func(msg []byte) error {
+				_, err := wire.ParseCloseResponse(msg)
+				return err
+			})
+		}
+		if err == nil || err == ntstatus.FileClosed && a.flags&wire.FlagReplayOperation != 0 { // the first one did it
+			return nil
+		}
+		if err = a.again(ctx, err); err != nil {
+			return err
+		}
 	}
-	defer r.unref()
-	if err != nil {
-		return err
-	}
-	if st := ntstatus.Status(r.h.Status); st != ntstatus.Success {
-		return st
-	}
-	if _, err := wire.ParseCloseResponse(r.msg); err != nil {
-		s.c.fail(protocolError(err))
-		return s.c.Err()
-	}
-	return nil
 }
 
 // Flush makes everything durable whose write has returned before. [MS-SMB2] 2.2.17
 func (f *File) Flush(ctx context.Context) error {
-	if err := f.check("flush"); err != nil {
-		return err
+	err := f.check()
+	a := attempt{repeat: always}
+	for err == nil {
+		r := f.request(wire.CmdFlush, &a, 0)
+		q := wire.FlushRequest{FileID: f.id}
+		r.out = q.Append(r.out)
+		err = a.exchange(ctx, r, 1)
+		if err == nil {
+			err = a.simple(r, wire.ParseEmptyResponse)
+		}
+		if err == nil {
+			return nil
+		}
+		err = a.again(ctx, err)
 	}
-	r := f.t.request(wire.CmdFlush)
-	q := wire.FlushRequest{FileID: f.id}
-	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return wrap("flush", f.path(), err)
-	}
-	defer r.unref()
-	if err != nil {
-		return wrap("flush", f.path(), err)
-	}
-	return r.expect("flush", f.path(), wire.ParseEmptyResponse)
+	return opError("flush", f.path(), err)
 }
 
 // FileInfo describes a file. Sizes are bytes.

@@ -17,63 +17,78 @@ func errClosed() error { return fs.ErrClosed }
 // QueryInfo asks for an information class of the file or its file system and returns at most size bytes of it. With STATUS_BUFFER_OVERFLOW there are
 // both bytes and an error. infoType is one of wire.InfoFile…; additional matters for security and EAs. [MS-SMB2] 2.2.37
 func (f *File) QueryInfo(ctx context.Context, infoType, class uint8, additional uint32, size int) ([]byte, error) {
-	const op = "query"
-	if err := f.check(op); err != nil {
+	size = min(size, f.t.sess.c.neg.maxTransact, creditBytes) // such a request always costs one credit
+	a := attempt{repeat: always}
+	for {
+		b, err := f.queryInfo(ctx, &a, wire.QueryInfoRequest{
+			InfoType: infoType, FileInfoClass: class, OutputBufferLength: uint32(size), AdditionalInformation: additional, FileID: f.id,
+		})
+		if err == nil {
+			return b, nil
+		}
+		if err = a.again(ctx, err); err != nil {
+			return b, f.opError("query", err)
+		}
+	}
+}
+
+func (f *File) queryInfo(ctx context.Context, a *attempt, q wire.QueryInfoRequest) ([]byte, error) {
+	if err := f.check(); err != nil {
 		return nil, err
 	}
-	size = min(size, f.c.neg.maxTransact, creditBytes) // such a request always costs one credit
-	r := f.t.request(wire.CmdQueryInfo)
-	q := wire.QueryInfoRequest{
-		InfoType: infoType, FileInfoClass: class, OutputBufferLength: uint32(size), AdditionalInformation: additional, FileID: f.id,
-	}
+	r := f.request(wire.CmdQueryInfo, a, int(q.OutputBufferLength))
 	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return nil, wrap(op, f.path(), err)
+	if err := a.exchange(ctx, r, 1); err != nil {
+		return nil, err
 	}
 	defer r.unref()
-	if err != nil {
-		return nil, wrap(op, f.path(), err)
-	}
 	st := ntstatus.Status(r.h.Status)
 	if st != ntstatus.Success && st != ntstatus.BufferOverflow {
-		return nil, statusError(op, f.path(), st)
+		return nil, st
 	}
 	v, err := wire.ParseOutputResponse(r.msg)
-	if err == nil && len(v.Buffer) > size {
-		err = fmt.Errorf("QUERY_INFO with room for %d bytes got %d", size, len(v.Buffer))
+	if err == nil && len(v.Buffer) > int(q.OutputBufferLength) {
+		err = fmt.Errorf("QUERY_INFO with room for %d bytes got %d", q.OutputBufferLength, len(v.Buffer))
 	}
 	if err != nil {
-		return nil, f.c.malformed(op, f.path(), err)
+		return nil, a.fail(err)
 	}
-	b := slices.Clone(v.Buffer)
-	if st != ntstatus.Success {
-		return b, statusError(op, f.path(), st)
-	}
-	return b, nil
+	return slices.Clone(v.Buffer), st.Err()
 }
 
 // SetInfo sets an information class. [MS-SMB2] 2.2.39
 func (f *File) SetInfo(ctx context.Context, infoType, class uint8, additional uint32, buf []byte) error {
 	const op = "set"
-	if err := f.check(op); err != nil {
-		return err
-	}
-	if most := min(f.c.neg.maxTransact, creditBytes); len(buf) > most {
+	if most := min(f.t.sess.c.neg.maxTransact, creditBytes); len(buf) > most {
 		return wrap(op, f.path(), fmt.Errorf("%w: %d bytes, at most %d", errTooLarge, len(buf), most))
 	}
-	r := f.t.request(wire.CmdSetInfo)
-	q := wire.SetInfoRequest{InfoType: infoType, FileInfoClass: class, AdditionalInformation: additional, FileID: f.id, Buffer: buf}
-	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return wrap(op, f.path(), err)
+	a := attempt{repeat: repeatSet(infoType, class), file: true, f: f}
+	err := f.check()
+	for err == nil {
+		r := f.request(wire.CmdSetInfo, &a, len(buf))
+		q := wire.SetInfoRequest{InfoType: infoType, FileInfoClass: class, AdditionalInformation: additional, FileID: f.id, Buffer: buf}
+		r.out = q.Append(r.out)
+		err = a.exchange(ctx, r, 1)
+		if err == nil {
+			err = a.simple(r, wire.ParseSetInfoResponse)
+		}
+		if err == nil {
+			return nil
+		}
+		err = a.again(ctx, err)
 	}
-	defer r.unref()
-	if err != nil {
-		return wrap(op, f.path(), err)
+	return opError(op, f.path(), err)
+}
+
+// repeatSet says whether setting the class twice is the same as once. A rename or link that is done finds its own result in the way.
+func repeatSet(infoType, class uint8) repeat {
+	if infoType == wire.InfoFile {
+		switch class {
+		case fscc.FileBasicInformation, fscc.FileEndOfFileInformation, fscc.FileAllocationInformation, fscc.FileDispositionInformation:
+			return always
+		}
 	}
-	return r.expect(op, f.path(), wire.ParseSetInfoResponse)
+	return never
 }
 
 // SetBasicInfo sets times and attributes; what is zero stays as it is.
@@ -122,29 +137,38 @@ func (f *File) ReadDir(ctx context.Context, pattern string) iter.Seq2[fscc.DirEn
 // queryDirectory returns the next entries; none at the end.
 func (f *File) queryDirectory(ctx context.Context, pattern string, flags uint8) ([]fscc.DirEntry, error) {
 	const op = "list"
-	if err := f.check(op); err != nil {
+	a := attempt{repeat: never} // the server goes on from where it was
+	for {
+		list, err := f.queryDirectoryOnce(ctx, &a, pattern, flags)
+		if err == nil {
+			return list, nil
+		}
+		if err = a.again(ctx, err); err != nil {
+			return nil, opError(op, f.path(), err)
+		}
+	}
+}
+
+func (f *File) queryDirectoryOnce(ctx context.Context, a *attempt, pattern string, flags uint8) ([]fscc.DirEntry, error) {
+	if err := f.check(); err != nil {
 		return nil, err
 	}
-	size := min(dirBuffer, f.c.neg.maxTransact)
-	r := f.t.request(wire.CmdQueryDirectory)
+	size := min(dirBuffer, f.t.sess.c.neg.maxTransact)
+	r := f.request(wire.CmdQueryDirectory, a, size)
 	q := wire.QueryDirectoryRequest{
 		InfoClass: fscc.FileIdBothDirectoryInformation, Flags: flags, FileID: f.id, OutputBufferLength: uint32(size), Pattern: pattern,
 	}
 	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, credits(size))
-	if !ok {
-		return nil, wrap(op, f.path(), err)
+	if err := a.exchange(ctx, r, credits(size)); err != nil {
+		return nil, err
 	}
 	defer r.unref()
-	if err != nil {
-		return nil, wrap(op, f.path(), err)
-	}
 	switch st := ntstatus.Status(r.h.Status); st {
 	case ntstatus.Success:
 	case ntstatus.NoMoreFiles, ntstatus.NoSuchFile:
 		return nil, nil
 	default:
-		return nil, statusError(op, f.path(), st)
+		return nil, st
 	}
 	v, err := wire.ParseOutputResponse(r.msg)
 	if err == nil && len(v.Buffer) > size {
@@ -154,14 +178,17 @@ func (f *File) queryDirectory(ctx context.Context, pattern string, flags uint8) 
 		if err == nil {
 			return nil, nil
 		}
-		return nil, f.c.malformed(op, f.path(), err)
+		return nil, a.fail(err)
 	}
 	list, err := fscc.ParseIDBothDirectory(v.Buffer)
 	if err != nil {
-		return nil, f.c.malformed(op, f.path(), err)
+		return nil, a.fail(err)
 	}
 	return list, nil
 }
+
+// malformed is for output that makes no sense.
+func (f *File) malformed(op string, err error) error { return wrap(op, f.path(), protocolError(err)) }
 
 // SetSparse makes the file sparse, or not, so that zeros need no room. [MS-FSCC] 2.3.83
 func (f *File) SetSparse(ctx context.Context, sparse bool) error {
@@ -169,19 +196,19 @@ func (f *File) SetSparse(ctx context.Context, sparse bool) error {
 	if sparse {
 		in[0] = 1
 	}
-	_, err := f.Ioctl(ctx, wire.FsctlSetSparse, in, nil, nil, nil)
+	_, err := f.IoctlIdempotent(ctx, wire.FsctlSetSparse, in, nil, nil, nil)
 	return err
 }
 
 // ZeroRange makes n bytes from off read as zeros. In a sparse file their room is given back. It does not extend the file. [MS-FSCC] 2.3.85
 func (f *File) ZeroRange(ctx context.Context, off, n int64) error {
-	_, err := f.Ioctl(ctx, wire.FsctlSetZeroData, fscc.AppendZeroData(nil, fscc.ZeroData{FileOffset: off, BeyondFinalZero: off + n}), nil, nil, nil)
+	_, err := f.IoctlIdempotent(ctx, wire.FsctlSetZeroData, fscc.AppendZeroData(nil, fscc.ZeroData{FileOffset: off, BeyondFinalZero: off + n}), nil, nil, nil)
 	return err
 }
 
 // Trim tells the server that the contents of the ranges are not needed any more. [MS-FSCC] 2.3.13
 func (f *File) Trim(ctx context.Context, ranges ...fscc.Range) error {
-	_, err := f.Ioctl(ctx, wire.FsctlFileLevelTrim, fscc.AppendTrim(nil, ranges), nil, make([]byte, 4), nil)
+	_, err := f.IoctlIdempotent(ctx, wire.FsctlFileLevelTrim, fscc.AppendTrim(nil, ranges), nil, make([]byte, 4), nil)
 	return err
 }
 
@@ -191,14 +218,14 @@ func (f *File) AllocatedRanges(ctx context.Context, off, n int64) ([]fscc.Range,
 	end := off + n
 	for off < end {
 		out := make([]byte, 4096*16)
-		m, err := f.Ioctl(ctx, wire.FsctlQueryAllocatedRanges, fscc.AppendRange(nil, fscc.Range{Offset: off, Length: end - off}), nil, out, nil)
+		m, err := f.IoctlIdempotent(ctx, wire.FsctlQueryAllocatedRanges, fscc.AppendRange(nil, fscc.Range{Offset: off, Length: end - off}), nil, out, nil)
 		more := isStatus(err, ntstatus.BufferOverflow)
 		if err != nil && !more {
 			return all, err
 		}
 		list, err := fscc.ParseRanges(out[:m])
 		if err != nil {
-			return all, f.c.malformed("query ranges", f.path(), err)
+			return all, f.malformed("query ranges", err)
 		}
 		all = append(all, list...)
 		if !more || len(list) == 0 {
@@ -207,7 +234,7 @@ func (f *File) AllocatedRanges(ctx context.Context, off, n int64) ([]fscc.Range,
 		last := list[len(list)-1]
 		next := last.Offset + last.Length
 		if next <= off {
-			return all, f.c.malformed("query ranges", f.path(), fmt.Errorf("ranges do not advance beyond %d", off))
+			return all, f.malformed("query ranges", fmt.Errorf("ranges do not advance beyond %d", off))
 		}
 		off = next
 	}

@@ -31,29 +31,57 @@ func isStatus(err error, s ntstatus.Status) bool { return errors.Is(err, s) }
 type part struct {
 	r   *request
 	buf []byte // what it reads or writes
+	off int64
+	a   attempt
 }
 
 // startRead sends a READ for as much of p as one request can fetch.
 func (f *File) startRead(ctx context.Context, p []byte, off int64) (part, error) {
-	r := f.t.request(wire.CmdRead)
-	r.direct = true
-	r.dst1 = p
-	if err := r.acquire(ctx, credits(len(p)), true); err != nil {
+	return f.sendRead(ctx, p, off, attempt{repeat: always})
+}
+
+// sendRead is startRead, for the first time or again.
+func (f *File) sendRead(ctx context.Context, p []byte, off int64, a attempt) (part, error) {
+	for {
+		r := f.request(wire.CmdRead, &a, len(p))
+		r.direct = true
+		r.dst1 = p
+		err := r.acquire(ctx, credits(len(p)), true)
+		if err == nil {
+			a.sent = true
+			p = p[:min(len(p), r.charge*creditBytes)]
+			q := wire.ReadRequest{
+				Padding: wire.HeaderSize + wire.ReadResponseFixed, Length: uint32(len(p)), Offset: uint64(off), FileID: f.id,
+			}
+			r.out = q.Append(r.out)
+			r.joinable = len(p) <= joinLimit && !f.separate
+			r.send()
+			return part{r, p, off, a}, nil
+		}
 		r.unref()
-		return part{}, err
+		if err = a.again(ctx, err); err != nil {
+			return part{}, err
+		}
 	}
-	p = p[:min(len(p), r.charge*creditBytes)]
-	q := wire.ReadRequest{
-		Padding: wire.HeaderSize + wire.ReadResponseFixed, Length: uint32(len(p)), Offset: uint64(off), FileID: f.id,
-	}
-	r.out = q.Append(r.out)
-	r.joinable = len(p) <= joinLimit && !f.separate
-	r.send()
-	return part{r, p}, nil
 }
 
 // finishRead waits for the reply and returns how many bytes of the part were read.
-func (f *File) finishRead(ctx context.Context, t part) (int, error) {
+func (f *File) finishRead(ctx context.Context, t *part) (int, error) {
+	for {
+		n, err := f.readReply(ctx, t)
+		if err == nil || err == io.EOF {
+			return n, err
+		}
+		if err = t.a.again(ctx, err); err == nil {
+			*t, err = f.sendRead(ctx, t.buf, t.off, t.a)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (f *File) readReply(ctx context.Context, t *part) (int, error) {
 	r := t.r
 	ok, err := r.wait(ctx)
 	if !ok {
@@ -72,8 +100,7 @@ func (f *File) finishRead(ctx context.Context, t part) (int, error) {
 	}
 	if r.msg == nil {
 		if r.n > len(t.buf) {
-			f.c.fail(fmt.Errorf("%w: READ of %d bytes got %d", ErrProtocol, len(t.buf), r.n))
-			return 0, f.c.Err()
+			return 0, t.a.fail(fmt.Errorf("READ of %d bytes got %d", len(t.buf), r.n))
 		}
 		return r.n, nil
 	}
@@ -82,8 +109,7 @@ func (f *File) finishRead(ctx context.Context, t part) (int, error) {
 		err = fmt.Errorf("READ of %d bytes got %d", len(t.buf), v.DataLength)
 	}
 	if err != nil {
-		f.c.fail(protocolError(err))
-		return 0, f.c.Err()
+		return 0, t.a.fail(err)
 	}
 	if v.DataLength == 0 {
 		return 0, io.EOF
@@ -119,7 +145,7 @@ func (f *File) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err := f.finishRead(ctx, t)
+	n, err := f.finishRead(ctx, &t)
 	if err != nil || n == len(p) {
 		return n, err
 	}
@@ -129,11 +155,11 @@ func (f *File) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 // readRest reads p[n:] after a short reply, one request after another, until the end of the file.
 func (f *File) readRest(ctx context.Context, p []byte, off int64, n int) (int, error) {
 	for n < len(p) {
-		t, err := f.startRead(ctx, p[n:min(len(p), n+f.c.neg.maxRead)], off+int64(n))
+		t, err := f.startRead(ctx, p[n:min(len(p), n+f.t.sess.c.neg.maxRead)], off+int64(n))
 		if err != nil {
 			return n, err
 		}
-		m, err := f.finishRead(ctx, t)
+		m, err := f.finishRead(ctx, &t)
 		n += m
 		if err != nil {
 			return n, err
@@ -143,7 +169,7 @@ func (f *File) readRest(ctx context.Context, p []byte, off int64, n int) (int, e
 }
 
 // readSize returns how many bytes to ask for at a time in a read of n bytes.
-func (f *File) readSize(n int) int { return f.c.neg.maxRead }
+func (f *File) readSize(n int) int { return f.t.sess.c.neg.maxRead }
 
 // readMany reads p in parts of size bytes, several at once.
 func (f *File) readMany(ctx context.Context, p []byte, off int64, size int) (int, error) {
@@ -163,12 +189,13 @@ func (f *File) readMany(ctx context.Context, p []byte, off int64, size int) (int
 			issued += len(t.buf)
 		}
 		if err == nil {
-			t := ring[head]
+			t := &ring[head]
 			head, count = (head+1)%pipeline, count-1
 			var n int
+			p := t.buf // which may shrink when the request is sent again
 			n, err = f.finishRead(ctx, t)
-			if err == nil && n < len(t.buf) {
-				n, err = f.readRest(ctx, t.buf, off+int64(done), n)
+			if err == nil && n < len(p) {
+				n, err = f.readRest(ctx, p, off+int64(done), n)
 			}
 			done += n
 		}
@@ -197,22 +224,48 @@ func (r *request) discard() {
 
 // startWrite sends a WRITE of as much of p as one request can take.
 func (f *File) startWrite(ctx context.Context, p []byte, off int64, flags uint32) (part, error) {
-	r := f.t.request(wire.CmdWrite)
-	if err := r.acquire(ctx, credits(len(p)), true); err != nil {
+	return f.sendWrite(ctx, p, off, flags, attempt{repeat: always, file: true, f: f})
+}
+
+// sendWrite is startWrite, for the first time or again.
+func (f *File) sendWrite(ctx context.Context, p []byte, off int64, flags uint32, a attempt) (part, error) {
+	for {
+		r := f.request(wire.CmdWrite, &a, len(p))
+		err := r.acquire(ctx, credits(len(p)), true)
+		if err == nil {
+			a.sent = true
+			p = p[:min(len(p), r.charge*creditBytes)]
+			q := wire.WriteRequest{Length: uint32(len(p)), Offset: uint64(off), FileID: f.id, Flags: flags}
+			r.out = q.Append(r.out)
+			r.payload(p, nil)
+			r.joinable = len(p) <= joinLimit && !f.separate
+			r.send()
+			return part{r, p, off, a}, nil
+		}
 		r.unref()
-		return part{}, err
+		if err = a.again(ctx, err); err != nil {
+			return part{}, err
+		}
 	}
-	p = p[:min(len(p), r.charge*creditBytes)]
-	q := wire.WriteRequest{Length: uint32(len(p)), Offset: uint64(off), FileID: f.id, Flags: flags}
-	r.out = q.Append(r.out)
-	r.payload(p, nil)
-	r.joinable = len(p) <= joinLimit && !f.separate
-	r.send()
-	return part{r, p}, nil
 }
 
 // finishWrite waits for the reply and returns how many bytes of the part were written.
-func (f *File) finishWrite(ctx context.Context, t part) (int, error) {
+func (f *File) finishWrite(ctx context.Context, t *part, flags uint32) (int, error) {
+	for {
+		n, err := f.writeReply(ctx, t)
+		if err == nil {
+			return n, nil
+		}
+		if err = t.a.again(ctx, err); err == nil {
+			*t, err = f.sendWrite(ctx, t.buf, t.off, flags, t.a)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (f *File) writeReply(ctx context.Context, t *part) (int, error) {
 	r := t.r
 	ok, err := r.wait(ctx)
 	if !ok {
@@ -230,8 +283,7 @@ func (f *File) finishWrite(ctx context.Context, t part) (int, error) {
 		err = fmt.Errorf("WRITE of %d bytes wrote %d", len(t.buf), v.Count)
 	}
 	if err != nil {
-		f.c.fail(protocolError(err))
-		return 0, f.c.Err()
+		return 0, t.a.fail(err)
 	}
 	if v.Count == 0 {
 		return 0, io.ErrShortWrite
@@ -247,7 +299,7 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // WriteAtFUA is WriteAt that returns when the data are durable. [MS-SMB2] 2.2.21, SMB2_WRITEFLAG_WRITE_THROUGH
 func (f *File) WriteAtFUA(ctx context.Context, p []byte, off int64) (int, error) {
-	if f.c.neg.dialect < wire.Dialect210 {
+	if f.t.sess.c.neg.dialect < wire.Dialect210 {
 		n, err := f.write(ctx, p, off, 0)
 		if err == nil {
 			err = f.Flush(ctx)
@@ -283,7 +335,7 @@ func (f *File) writeAt(ctx context.Context, p []byte, off int64, flags uint32) (
 	if err != nil {
 		return 0, err
 	}
-	n, err := f.finishWrite(ctx, t)
+	n, err := f.finishWrite(ctx, &t, flags)
 	if err != nil || n == len(p) {
 		return n, err
 	}
@@ -293,11 +345,11 @@ func (f *File) writeAt(ctx context.Context, p []byte, off int64, flags uint32) (
 // writeRest writes p[n:] after a short write, one request after another.
 func (f *File) writeRest(ctx context.Context, p []byte, off int64, n int, flags uint32) (int, error) {
 	for n < len(p) {
-		t, err := f.startWrite(ctx, p[n:min(len(p), n+f.c.neg.maxWrite)], off+int64(n), flags)
+		t, err := f.startWrite(ctx, p[n:min(len(p), n+f.t.sess.c.neg.maxWrite)], off+int64(n), flags)
 		if err != nil {
 			return n, err
 		}
-		m, err := f.finishWrite(ctx, t)
+		m, err := f.finishWrite(ctx, &t, flags)
 		n += m
 		if err != nil {
 			return n, err
@@ -307,7 +359,7 @@ func (f *File) writeRest(ctx context.Context, p []byte, off int64, n int, flags 
 }
 
 // writeSize returns how many bytes to send at a time in a write of n bytes.
-func (f *File) writeSize(n int) int { return f.c.neg.maxWrite }
+func (f *File) writeSize(n int) int { return f.t.sess.c.neg.maxWrite }
 
 // writeMany writes p in parts of size bytes, several at once.
 func (f *File) writeMany(ctx context.Context, p []byte, off int64, size int, flags uint32) (int, error) {
@@ -327,12 +379,13 @@ func (f *File) writeMany(ctx context.Context, p []byte, off int64, size int, fla
 			issued += len(t.buf)
 		}
 		if err == nil {
-			t := ring[head]
+			t := &ring[head]
 			head, count = (head+1)%pipeline, count-1
 			var n int
-			n, err = f.finishWrite(ctx, t)
-			if err == nil && n < len(t.buf) {
-				n, err = f.writeRest(ctx, t.buf, off+int64(done), n, flags)
+			p := t.buf // which may shrink when the request is sent again
+			n, err = f.finishWrite(ctx, t, flags)
+			if err == nil && n < len(p) {
+				n, err = f.writeRest(ctx, p, off+int64(done), n, flags)
 			}
 			done += n
 		}
@@ -350,22 +403,37 @@ func (f *File) writeMany(ctx context.Context, p []byte, off int64, size int, fla
 // Ioctl sends a file system control with the input in1 followed by in2, and puts the output into out1, then out2. It returns how many
 // bytes of output came. With STATUS_BUFFER_OVERFLOW there are both output and an error. [MS-SMB2] 2.2.31
 func (f *File) Ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []byte) (int, error) {
-	n, err := f.ioctl(ctx, code, in1, in2, out1, out2)
-	if err != nil {
-		err = f.opError("control", err)
-	}
-	return n, err
+	return f.control(ctx, never, code, in1, in2, out1, out2)
 }
 
-func (f *File) ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []byte) (int, error) {
+// IoctlIdempotent is Ioctl for controls that do no harm when they are executed twice in a row. When their channel is lost, they are sent again on another
+// one. Others fail then, with an error that matches ErrConnectionLost and ErrOutcomeUnknown.
+func (f *File) IoctlIdempotent(ctx context.Context, code uint32, in1, in2, out1, out2 []byte) (int, error) {
+	return f.control(ctx, always, code, in1, in2, out1, out2)
+}
+
+func (f *File) control(ctx context.Context, rep repeat, code uint32, in1, in2, out1, out2 []byte) (int, error) {
+	a := attempt{repeat: rep, file: true, f: f}
+	for {
+		n, err := f.ioctl(ctx, &a, code, in1, in2, out1, out2)
+		if err == nil {
+			return n, nil
+		}
+		if err = a.again(ctx, err); err != nil {
+			return n, f.opError("control", err)
+		}
+	}
+}
+
+func (f *File) ioctl(ctx context.Context, a *attempt, code uint32, in1, in2, out1, out2 []byte) (int, error) {
 	if f.closed.Load() {
 		return 0, errClosedFile
 	}
 	in, out := len(in1)+len(in2), len(out1)+len(out2)
-	if most := f.c.neg.maxTransact; in > most || out > most {
+	if most := f.t.sess.c.neg.maxTransact; in > most || out > most {
 		return 0, fmt.Errorf("%w: %d bytes in, %d out, at most %d", errTooLarge, in, out, most)
 	}
-	r := f.t.request(wire.CmdIoctl)
+	r := f.request(wire.CmdIoctl, a, in+out)
 	q := wire.IoctlRequest{
 		CtlCode: code, FileID: f.id, InputCount: uint32(in), MaxOutputResponse: uint32(out), Flags: wire.IoctlFlagIsFsctl,
 	}
@@ -374,14 +442,10 @@ func (f *File) ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []by
 	r.direct = true
 	r.dst1, r.dst2 = out1, out2
 	r.joinable = in <= joinLimit && out <= joinLimit && !f.separate
-	ok, err := r.roundTrip(ctx, credits(max(in, out)))
-	if !ok {
+	if err := a.exchange(ctx, r, credits(max(in, out))); err != nil {
 		return 0, err
 	}
 	defer r.unref()
-	if err != nil {
-		return 0, err
-	}
 	st := ntstatus.Status(r.h.Status)
 	if st != ntstatus.Success && st != ntstatus.BufferOverflow {
 		return 0, st
@@ -399,8 +463,7 @@ func (f *File) ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []by
 		err = fmt.Errorf("IOCTL with room for %d bytes got %d", out, len(v.Output))
 	}
 	if err != nil {
-		f.c.fail(protocolError(err))
-		return 0, f.c.Err()
+		return 0, a.fail(err)
 	}
 	n := copy(out1, v.Output)
 	return n + copy(out2, v.Output[n:]), st.Err()
@@ -411,10 +474,4 @@ var (
 	errNegativeOffset = errors.New("offset is negative")
 )
 
-// opError makes the error for the caller: of a status an *Error, of anything else an *OpError.
-func (f *File) opError(op string, err error) error {
-	if st, ok := err.(ntstatus.Status); ok {
-		return statusError(op, f.path(), st)
-	}
-	return wrap(op, f.path(), err)
-}
+func (f *File) opError(op string, err error) error { return opError(op, f.path(), err) }

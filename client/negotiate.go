@@ -234,7 +234,7 @@ func (c *Conn) offer() *wire.NegotiateRequest {
 		q.Capabilities = wire.CapLargeMTU
 	}
 	if newest >= wire.Dialect300 {
-		q.Capabilities |= wire.CapEncryption
+		q.Capabilities |= wire.CapEncryption | wire.CapLeasing | wire.CapDirectoryLeasing | wire.CapMultiChannel | wire.CapPersistentHandles
 	}
 	if newest == wire.Dialect311 {
 		salt := make([]byte, 32)
@@ -379,16 +379,22 @@ func (c *Conn) agreeContexts(v *wire.NegotiateResponse) error {
 	return nil
 }
 
-// validateNegotiate makes the server confirm, under signature, what was negotiated before there was any key. [MS-SMB2] 3.2.5.5, 3.2.5.14.12
-func (t *Tree) validateNegotiate(ctx context.Context) error {
+// mustValidate says whether the negotiation of the connection is to be confirmed.
+func (c *Conn) mustValidate(s *Session) bool {
+	return c.neg.dialect < wire.Dialect311 && c.cfg.MaxDialect >= wire.Dialect300 && s.signer != nil
+}
+
+// validateNegotiate makes the server confirm, under signature, what was negotiated on the channel's connection before there was any
+// key. [MS-SMB2] 3.2.5.5, 3.2.5.14.12
+func (s *Session) validateNegotiate(ctx context.Context, ch *channel, t *Tree) error {
 	const op = "validate the negotiation"
-	s, n := t.sess, &t.sess.c.neg
+	c, n := ch.c, &ch.c.neg
 	q := wire.ValidateNegotiateRequest{Capabilities: n.clientCaps, SecurityMode: n.clientMode, Dialects: n.offered}
 	if n.clientCaps != 0 {
-		q.ClientGUID = s.c.cfg.ClientGUID
+		q.ClientGUID = c.cfg.ClientGUID
 	}
 	in := q.Append(nil)
-	r := s.c.request(wire.CmdIoctl, s, t.id)
+	r := c.request(wire.CmdIoctl, ch, t.id)
 	s.protect(r, t.seal)
 	r.sign = !r.seal
 	body := wire.IoctlRequest{
@@ -417,16 +423,16 @@ func (t *Tree) validateNegotiate(ctx context.Context) error {
 	}
 	v, err := wire.ParseIoctlResponse(r.msg)
 	if err != nil {
-		return s.c.malformed(op, t.path, err)
+		return c.malformed(op, t.path, err)
 	}
 	a, err := wire.ParseValidateNegotiateResponse(v.Output)
 	if err != nil {
-		return s.c.malformed(op, t.path, err)
+		return c.malformed(op, t.path, err)
 	}
 	if a.Capabilities != n.serverCaps || a.ServerGUID != n.serverGUID || a.SecurityMode != n.serverMode || a.Dialect != n.dialect {
-		s.c.fail(fmt.Errorf("%w: someone has changed the negotiation (server confirms dialect %s, capabilities %#x; here arrived %s, %#x)",
+		c.fail(fmt.Errorf("%w: someone has changed the negotiation (server confirms dialect %s, capabilities %#x; here arrived %s, %#x)",
 			ErrSecurity, a.Dialect, a.Capabilities, n.dialect, n.serverCaps))
-		return wrap(op, t.path, s.c.Err())
+		return wrap(op, t.path, c.Err())
 	}
 	return nil
 }

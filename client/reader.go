@@ -250,8 +250,8 @@ func (c *Conn) receiveSealed(head []byte, n int) error {
 	if !ok || n < crypt.SealRoom+wire.HeaderSize || int(size) != n-crypt.SealRoom {
 		return fmt.Errorf("%w: sealed message of %d bytes says to hold %d", ErrProtocol, n, size)
 	}
-	s := c.session(id)
-	if s == nil || s.ch.sealer == nil {
+	ch := c.channel(id)
+	if ch == nil || ch.s.sealer == nil {
 		return fmt.Errorf("%w: sealed message for an unknown session %#x", ErrProtocol, id)
 	}
 	f, err := c.readFrame(n)
@@ -259,18 +259,18 @@ func (c *Conn) receiveSealed(head []byte, n int) error {
 		return err
 	}
 	if n <= openInline {
-		return c.open(sealedFrame{f, s})
+		return c.open(sealedFrame{f, ch})
 	}
 	// When all openers are busy this waits, and so bounds the memory of messages that are not opened yet.
-	c.sealed <- sealedFrame{f, s}
+	c.sealed <- sealedFrame{f, ch}
 	return nil
 }
 
-// session returns the session with the id, or nil.
-func (c *Conn) session(id uint64) *Session {
+// channel returns the channel of the session with the id, or nil.
+func (c *Conn) channel(id uint64) *channel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.last == nil || c.last.id != id {
+	if c.last == nil || c.last.s.id != id {
 		c.last = c.sessions[id]
 	}
 	return c.last
@@ -288,11 +288,11 @@ func (c *Conn) openLoop() {
 // open opens a sealed message and hands out what is in it. It gives up the frame.
 func (c *Conn) open(m sealedFrame) error {
 	defer m.f.unref()
-	msg, err := m.sess.ch.sealer.Open(m.f.b)
+	msg, err := m.ch.s.sealer.Open(m.f.b)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrSecurity, err)
 	}
-	return c.dispatch(m.f, msg, m.sess)
+	return c.dispatch(m.f, msg, m.ch.s)
 }
 
 // dispatch hands out the replies in b, which lies in f and was sealed for s: one, or several that are compounded. [MS-SMB2] 3.2.5.1.9
@@ -335,7 +335,12 @@ func (c *Conn) deliver(f *frame, h *wire.Header, msg []byte, opened bool) error 
 	c.mu.Lock()
 	r := c.table[h.MessageID]
 	if r == nil {
+		used := h.MessageID < c.w.next
 		c.mu.Unlock()
+		if used {
+			// Every request stays in the table until its reply is there, so this one has come twice.
+			return fmt.Errorf("%w: %s reply to message id %d, which has been answered already", ErrSecurity, h.Command, h.MessageID)
+		}
 		c.log.Debug("dropped a reply that nobody waits for", "server", c.addr, "command", h.Command, "message_id", h.MessageID)
 		return nil
 	}
@@ -388,23 +393,6 @@ func (r *request) place() bool {
 	return true
 }
 
-// notified handles what the server sends on its own account. This client asks for no oplocks, so a break that comes all the same
-// concerns nobody; lease breaks and unknown notifications likewise. [MS-SMB2] 3.2.5.1.2, 3.2.5.19
-func (c *Conn) notified(h *wire.Header, msg []byte) {
-	if h.Command != wire.CmdOplockBreak {
-		c.log.Debug("dropped a notification", "server", c.addr, "command", h.Command)
-		return
-	}
-	b, err := wire.ParseOplockBreakNotification(msg)
-	if err != nil {
-		c.log.Debug("dropped an oplock break", "server", c.addr, "error", err)
-		return
-	}
-	if c.cfg.OnOplockBreak != nil {
-		c.cfg.OnOplockBreak(b)
-	}
-}
-
 // orphan disposes of the reply to an abandoned request. What it has opened at the server is closed again. It takes over r.
 func (c *Conn) orphan(r *request) {
 	if ntstatus.Status(r.h.Status) != ntstatus.Success || r.cmd != wire.CmdCreate && r.cmd != wire.CmdTreeConnect {
@@ -420,11 +408,11 @@ func (c *Conn) orphan(r *request) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		s := r.sess
+		s := r.ch.s
 		switch r.cmd {
 		case wire.CmdCreate:
 			if v, err := wire.ParseCreateResponse(r.msg); err == nil {
-				_ = s.closeFile(ctx, r.tree, r.seal, v.FileID)
+				_ = s.closeFile(ctx, r.tree, r.seal, v.FileID, r.base)
 			}
 		case wire.CmdTreeConnect:
 			_ = s.disconnectTree(ctx, r.h.TreeID, r.seal)

@@ -47,21 +47,25 @@ const (
 type request struct {
 	c    *Conn
 	cmd  wire.Command
-	sess *Session // nil before there is one
+	ch   *channel // nil before there is a session
 	tree uint32
 	id   uint64
+	base uint16 // of the open's channel sequence
+	seq  uint16 // channel sequence
+	cost int64  // in Conn.load
 
-	charge    int // credits
-	asked     int // credits asked for and not granted yet
-	want      int // credits
-	divisible bool
-	busy      bool     // others are in flight
-	joinable  bool     // small, and worth being sent together with others
-	next      *request // in window's queue
-	prev      *request
-	state     reqState
-	async     bool
-	asyncID   uint64
+	charge     int // credits
+	asked      int // credits asked for and not granted yet
+	want       int // credits
+	divisible  bool
+	busy       bool     // others are in flight
+	unhindered bool     // sent also while others wait for the session to be authenticated again
+	joinable   bool     // small, and worth being sent together with others
+	next       *request // in window's queue
+	prev       *request
+	state      reqState
+	async      bool
+	asyncID    uint64
 
 	// What is sent: out is header and body, payload lies in in1 and in2, or has been copied to out.
 	out      []byte
@@ -103,18 +107,19 @@ const (
 	sentAwaited
 )
 
-// request returns a request of the session for the tree; sess may be nil.
-func (c *Conn) request(cmd wire.Command, sess *Session, tree uint32) *request {
+// request returns a request on the channel for the tree; ch may be nil.
+func (c *Conn) request(cmd wire.Command, ch *channel, tree uint32) *request {
 	r, _ := c.requests.Get().(*request)
 	if r == nil {
 		r = &request{ready: make(chan struct{}, 1), done: make(chan struct{}, 1), gone: make(chan struct{}, 1)}
 	}
-	r.c, r.cmd, r.sess, r.tree = c, cmd, sess, tree
+	r.c, r.cmd, r.ch, r.tree = c, cmd, ch, tree
+	r.base, r.seq, r.cost = 0, 0, 0
 	r.refs.Store(1)
 	r.sent.Store(sentDone)
 	r.state = stateNew
 	r.async, r.asyncID, r.asked, r.flags = false, 0, 0, 0
-	r.seal, r.sign, r.direct, r.opened, r.joinable = false, false, false, false, false
+	r.seal, r.sign, r.direct, r.opened, r.joinable, r.unhindered = false, false, false, false, false, false
 	r.out = append(r.out[:0], zeroHeader[:]...)
 	r.err = nil
 	r.n = 0
@@ -142,7 +147,10 @@ func (r *request) unref() {
 	r.frame, r.sealed, r.msg, r.prefix, r.tail = nil, nil, nil, nil, nil
 	r.in1, r.in2, r.dst1, r.dst2 = nil, nil, nil, nil
 	r.segs, r.rsegs = [4][]byte{}, [4][]byte{}
-	r.sess = nil
+	r.ch = nil
+	if r.cost != 0 {
+		r.c.load.Add(-r.cost)
+	}
 	if cap(r.out) <= maxKeptOut {
 		r.c.requests.Put(r)
 	}
@@ -176,6 +184,9 @@ func (r *request) awaitSent() {
 // must be sent. After an error, r is the caller's to unref.
 func (r *request) acquire(ctx context.Context, want int, divisible bool) error {
 	c := r.c
+	if err := r.waitRenewed(ctx); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
@@ -227,6 +238,10 @@ func (c *Conn) enter(r *request, n int) {
 	c.w.take(r, n)
 	r.busy = c.w.open > 1
 	r.state = stateInFlight
+	if r.ch != nil {
+		// Here, where the connection is known to live: what bears the number that comes with its loss is then never sent on it.
+		r.seq = r.base + uint16(r.ch.s.sequence.Load())
+	}
 	c.table[r.id] = r
 }
 
@@ -304,7 +319,7 @@ func (r *request) hand() {
 		r.segs = [4][]byte{r.sealed.b}
 		n = 1
 	case r.sign:
-		r.sess.ch.signer.Sign(r.segs[:n]...)
+		r.ch.signer.Sign(r.segs[:n]...)
 	}
 	// An error ends the connection, which tells everyone in the table.
 	if err := r.c.tx.Send(context.Background(), transport.Message(r.segs[:n]), r); err != nil {
@@ -326,7 +341,7 @@ func (r *request) sealMessage(n int) error {
 	if r.in1 != nil || r.in2 != nil { // a request that was joined has none, and is not its caller's alone here
 		r.in1, r.in2 = nil, nil
 	}
-	return r.sess.ch.sealer.Seal(r.sealed.b)
+	return r.ch.s.sealer.Seal(r.sealed.b)
 }
 
 func (r *request) putHeader() {
@@ -334,6 +349,7 @@ func (r *request) putHeader() {
 		Command:   r.cmd,
 		Credits:   uint16(r.asked),
 		Flags:     r.flags,
+		Status:    uint32(r.seq),
 		MessageID: r.id,
 		TreeID:    r.tree,
 		AsyncID:   r.asyncID,
@@ -341,8 +357,8 @@ func (r *request) putHeader() {
 	if r.c.neg.multiCredit {
 		h.CreditCharge = uint16(r.charge)
 	}
-	if r.sess != nil {
-		h.SessionID = r.sess.id
+	if r.ch != nil {
+		h.SessionID = r.ch.s.id
 	}
 	if r.sign && !r.seal {
 		h.Flags |= wire.FlagSigned
@@ -412,7 +428,7 @@ func (r *request) verify() error {
 			n++
 		}
 	}
-	if err := r.sess.ch.signer.Verify(r.rsegs[:n]...); err != nil {
+	if err := r.ch.signer.Verify(r.rsegs[:n]...); err != nil {
 		return fmt.Errorf("%w: %w", ErrSecurity, err)
 	}
 	return nil
@@ -447,9 +463,9 @@ func (r *request) abandon() bool {
 
 // cancelFor returns a CANCEL of r. It has no credits, no message id of its own and no reply. [MS-SMB2] 3.2.4.24
 func (c *Conn) cancelFor(r *request) *request {
-	k := c.request(wire.CmdCancel, r.sess, r.tree)
+	k := c.request(wire.CmdCancel, r.ch, r.tree)
 	k.id, k.charge, k.asked = r.id, 0, 0
-	k.sign, k.seal = r.sign, r.seal
+	k.sign, k.seal, k.seq = r.sign, r.seal, r.seq
 	k.out = wire.AppendEmptyRequest(k.out)
 	if r.async {
 		k.flags = wire.FlagAsync

@@ -26,46 +26,77 @@ type SessionOptions struct {
 	Renew func(ctx context.Context) ([]auth.MechInitiator, error)
 }
 
-// channel is a session's way over one connection. There is one now; multichannel will bring more, each with its own signing key and all with
-// the session's sealer.
-type channel struct {
-	signer *crypt.Signer // nil for guest and anonymous sessions
-	sealer *crypt.Sealer // nil where there is no encryption
-}
-
-// Session is an authenticated user on a connection.
+// Session is an authenticated user on one or more connections.
 type Session struct {
-	c        *Conn
-	id       uint64
-	ch       channel
-	identity auth.Identity
-	seal     bool // everything
-	unsigned bool
-	app      []byte
-	closed   atomic.Bool
+	c         *Conn // on which it began; it may be lost
+	id        uint64
+	identity  auth.Identity
+	signer    *crypt.Signer // nil for guest and anonymous sessions; other channels have their own
+	sealer    *crypt.Sealer // of all channels; nil where there is no encryption
+	seal      bool          // everything
+	unsigned  bool
+	sequenced bool // requests bear a channel sequence
+	app       []byte
+	renew     func(context.Context) ([]auth.MechInitiator, error)
+	closed    atomic.Bool
 
-	mu    sync.Mutex
-	trees map[*Tree]bool
+	channels atomic.Pointer[channels] // changed under mu
+	turn     atomic.Uint32
+	sequence atomic.Uint32 // channel sequence, of which 16 bits count; changed under mu
+
+	renewing atomic.Pointer[renewal] // while requests are held back
+	renewals atomic.Uint32
+	expiry   atomic.Int64  // Unix nanoseconds; 0: none
+	proving  chan struct{} // capacity 1: held while the user is authenticated again
+
+	lostChannels, replayed, forged atomic.Uint64
+
+	changed chan struct{}   // capacity 1: a channel was lost, or the options have changed
+	done    chan struct{}   // closed when err is set
+	ctx     context.Context // of what the session does on its own account
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex
+	err     error // why the session ended
+	trees   map[*Tree]bool
+	bound   []*Conn // to be closed with the session
+	files   map[wire.FileID]*File
+	early   []notice // break notifications for opens that are not known, perhaps not yet
+	keep    *ChannelOptions
+	keeping bool
 }
 
 // Session logs a user on by NTLM. See SessionWith.
 func (c *Conn) Session(ctx context.Context, user auth.Credentials, opts SessionOptions) (*Session, error) {
+	if opts.Renew == nil {
+		opts.Renew = func(context.Context) ([]auth.MechInitiator, error) {
+			return []auth.MechInitiator{auth.NTLM(user, "cifs/"+c.server)}, nil
+		}
+	}
 	return c.SessionWith(ctx, opts, auth.NTLM(user, "cifs/"+c.server))
 }
 
 // SessionWith authenticates by one of the mechanisms, in order of preference, which are used up by it. A session that turns out as guest is refused
 // unless opts allow it, an anonymous one unless the mechanism asks for it. [MS-SMB2] 3.2.4.2.3, 3.2.5.3
 func (c *Conn) SessionWith(ctx context.Context, opts SessionOptions, mechs ...auth.MechInitiator) (*Session, error) {
-	if opts.Renew != nil {
-		return nil, wrap("log on to "+c.server, "", errors.ErrUnsupported)
+	s := &Session{
+		c: c, renew: opts.Renew, trees: map[*Tree]bool{}, files: map[wire.FileID]*File{},
+		proving: make(chan struct{}, 1), changed: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	s := &Session{c: c, trees: map[*Tree]bool{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.sequenced = c.neg.dialect >= wire.Dialect300 && c.neg.serverCaps&(wire.CapMultiChannel|wire.CapPersistentHandles) != 0
 	a, err := auth.NewInitiator(c.neg.token, mechs...)
 	if err == nil {
-		err = s.setup(ctx, a, opts)
+		err = s.authenticate(ctx, &channel{s: s, c: c, gone: make(chan struct{})}, logonNew, a, opts)
 	}
 	if err != nil {
+		s.cancel()
 		return nil, wrap("log on to "+c.server, "", err)
+	}
+	s.noteExpiry(a)
+	if s.renew != nil {
+		s.wg.Go(s.renewLoop)
 	}
 	c.log.Info("logged on", "server", c.addr, "user", s.identity, "sealed", s.seal, "signed", !s.unsigned)
 	return s, nil
@@ -74,11 +105,25 @@ func (c *Conn) SessionWith(ctx context.Context, opts SessionOptions, mechs ...au
 // maxLegs bounds the messages of one authentication.
 const maxLegs = 16
 
-func (s *Session) setup(ctx context.Context, a auth.Initiator, opts SessionOptions) error {
-	c := s.c
+// logonKind says what an authentication is for.
+type logonKind uint8
+
+const (
+	logonNew   logonKind = iota // a new session
+	logonBind                   // a further channel of one
+	logonAgain                  // a session that expires
+)
+
+// authenticate exchanges the messages of one authentication on the channel, which is taken into use if it is a new one. [MS-SMB2] 3.2.4.2.3, 3.2.5.3
+func (s *Session) authenticate(ctx context.Context, ch *channel, kind logonKind, a auth.Initiator, opts SessionOptions) error {
+	c := ch.c
 	mode := uint8(wire.NegotiateSigningRequired)
 	if c.cfg.Unsigned {
 		mode = uint8(wire.NegotiateSigningEnabled)
+	}
+	q := wire.SessionSetupRequest{SecurityMode: mode, PreviousSessionID: opts.Previous}
+	if kind == logonBind {
+		q.Flags = wire.SessionFlagBinding
 	}
 	preauth := c.neg.preauth
 	token, done, err := a.Token(nil)
@@ -91,8 +136,15 @@ func (s *Session) setup(ctx context.Context, a auth.Initiator, opts SessionOptio
 		case leg > 0 && done && len(token) == 0:
 			return fmt.Errorf("%w: server goes on with a finished authentication", ErrProtocol)
 		}
-		q := wire.SessionSetupRequest{SecurityMode: mode, PreviousSessionID: opts.Previous, SecurityBuffer: token}
-		r := c.request(wire.CmdSessionSetup, s, 0)
+		q.SecurityBuffer = token
+		r := c.request(wire.CmdSessionSetup, ch, 0)
+		r.unhindered = true
+		switch kind {
+		case logonBind: // never sealed
+			r.sign = !s.unsigned
+		case logonAgain:
+			s.protect(r, false)
+		}
 		r.out = q.Append(r.out)
 		if err := r.acquire(ctx, 1, false); err != nil {
 			r.unref()
@@ -100,6 +152,8 @@ func (s *Session) setup(ctx context.Context, a auth.Initiator, opts SessionOptio
 		}
 		r.send()
 		preauth.Update(r.out)
+		signed := r.sign
+		r.sign = false // which key is the reply's depends on what it says
 		ok, err2 := r.wait(ctx)
 		if !ok {
 			return err2
@@ -110,19 +164,39 @@ func (s *Session) setup(ctx context.Context, a auth.Initiator, opts SessionOptio
 		}
 		switch st := ntstatus.Status(r.h.Status); st {
 		case ntstatus.MoreProcessingRequired:
+			if signed {
+				if err := ch.verifyLogon(r, ch.signer); err != nil {
+					r.unref()
+					return err
+				}
+			}
 			var v wire.SessionSetupResponse
 			v, err = wire.ParseSessionSetupResponse(r.msg)
 			if err != nil {
 				r.unref()
 				return protocolError(err)
 			}
-			s.id = r.h.SessionID
+			if kind == logonNew {
+				s.id = r.h.SessionID
+			}
 			preauth.Update(r.msg)
 			token, done, err = a.Token(slices.Clone(v.SecurityBuffer))
 			r.unref()
 		case ntstatus.Success:
-			s.id = r.h.SessionID
-			err = s.finish(r, a, done, &preauth, opts)
+			switch kind {
+			case logonNew:
+				s.id = r.h.SessionID
+				err = s.established(ch, r, a, done, &preauth, opts)
+			case logonBind:
+				err = s.boundTo(ch, r, a, done, &preauth)
+			case logonAgain:
+				if signed {
+					err = ch.verifyLogon(r, ch.signer)
+				}
+				if err == nil {
+					_, err = lastToken(r, a, done)
+				}
+			}
 			r.unref()
 			return err
 		default:
@@ -132,8 +206,39 @@ func (s *Session) setup(ctx context.Context, a auth.Initiator, opts SessionOptio
 	}
 }
 
-// finish takes over the keys once the server has accepted, and checks the signature of its last reply.
-func (s *Session) finish(r *request, a auth.Initiator, done bool, preauth *crypt.Preauth, opts SessionOptions) error {
+// verifyLogon checks the signature of a reply to SESSION_SETUP. A wrong one ends the connection.
+func (ch *channel) verifyLogon(r *request, signer *crypt.Signer) error {
+	if r.opened {
+		return nil
+	}
+	err := fmt.Errorf("%w: server did not sign its part of the authentication", ErrSecurity)
+	if r.h.Flags&wire.FlagSigned != 0 {
+		if err = signer.Verify(r.msg); err == nil {
+			return nil
+		}
+		err = fmt.Errorf("%w: last message of the authentication: %w", ErrSecurity, err)
+	}
+	ch.c.fail(err)
+	return err
+}
+
+// lastToken gives the server's last token to the mechanism, which must be done then.
+func lastToken(r *request, a auth.Initiator, done bool) (wire.SessionSetupResponse, error) {
+	v, err := wire.ParseSessionSetupResponse(r.msg)
+	if err != nil {
+		return v, protocolError(err)
+	}
+	if done {
+		return v, nil
+	}
+	if _, done, err = a.Token(slices.Clone(v.SecurityBuffer)); err == nil && !done {
+		err = fmt.Errorf("%w: server ended the authentication early", ErrProtocol)
+	}
+	return v, err
+}
+
+// established takes over the keys once the server has accepted a new session, and checks the signature of its last reply.
+func (s *Session) established(ch *channel, r *request, a auth.Initiator, done bool, preauth *crypt.Preauth, opts SessionOptions) error {
 	c, n := s.c, &s.c.neg
 	v, err := wire.ParseSessionSetupResponse(r.msg)
 	if err != nil {
@@ -148,10 +253,8 @@ func (s *Session) finish(r *request, a auth.Initiator, done bool, preauth *crypt
 		return fmt.Errorf("%w: server made the session of %s an anonymous one", ErrGuest, who)
 	}
 	if !done && !guest {
-		if _, done, err = a.Token(slices.Clone(v.SecurityBuffer)); err != nil {
+		if _, err := lastToken(r, a, done); err != nil {
 			return err
-		} else if !done {
-			return fmt.Errorf("%w: server ended the authentication early", ErrProtocol)
 		}
 	}
 	s.identity = a.Identity()
@@ -162,55 +265,39 @@ func (s *Session) finish(r *request, a auth.Initiator, done bool, preauth *crypt
 			return fmt.Errorf("%w: guest and anonymous sessions cannot be encrypted", ErrSecurity)
 		}
 		s.unsigned = true
-		c.register(s)
-		return nil
+		return s.add(ch)
 	}
 	full := a.SessionKey()
 	keys := crypt.DeriveKeys(n.dialect, n.cipher, full, preauth)
 	s.app = keys.Application
-	signer, err := crypt.NewSigner(n.signing, keys.Signing)
-	if err != nil {
+	if s.signer, err = crypt.NewSigner(n.signing, keys.Signing); err != nil {
 		return err
 	}
-	switch {
-	case r.h.Flags&wire.FlagSigned != 0:
-		if err := signer.Verify(r.msg); err != nil {
-			err = fmt.Errorf("%w: last message of the authentication: %w", ErrSecurity, err)
-			c.fail(err)
+	ch.signer = s.signer
+	if n.dialect == wire.Dialect311 || !s.unsigned || r.h.Flags&wire.FlagSigned != 0 {
+		if err := ch.verifyLogon(r, s.signer); err != nil {
 			return err
 		}
-	case n.dialect == wire.Dialect311 || !s.unsigned:
-		err := fmt.Errorf("%w: server did not sign the end of the authentication", ErrSecurity)
-		c.fail(err)
-		return err
 	}
 	if n.cipher != wire.CipherNone {
-		s.ch.sealer, err = crypt.NewSealer(crypt.SealerConfig{
+		s.sealer, err = crypt.NewSealer(crypt.SealerConfig{
 			Cipher: n.cipher, SendKey: keys.ClientToServer, ReceiveKey: keys.ServerToClient, SessionID: s.id,
 		})
 		if err != nil {
 			return err
 		}
 	}
-	s.ch.signer = signer
 	s.seal = c.cfg.Seal
 	if v.SessionFlags&wire.SessionFlagEncryptData != 0 {
 		s.seal = true
 	}
-	if s.seal && s.ch.sealer == nil {
+	if s.seal && s.sealer == nil {
 		return fmt.Errorf("%w: server asks for encryption, and none was agreed on; allow more ciphers", ErrUnsupportedServer)
 	}
 	if c.cfg.SessionKey != nil {
 		c.cfg.SessionKey(s.id, full)
 	}
-	c.register(s)
-	return nil
-}
-
-func (c *Conn) register(s *Session) {
-	c.mu.Lock()
-	c.sessions[s.id] = s
-	c.mu.Unlock()
+	return s.add(ch)
 }
 
 // logonHint says what can be done about a refused logon.
@@ -244,7 +331,7 @@ func (s *Session) Sealed() bool { return s.seal }
 // ApplicationKey returns the key for higher layers; nil for guest and anonymous sessions. [MS-SMB2] 3.2.4.25
 func (s *Session) ApplicationKey() []byte { return slices.Clone(s.app) }
 
-// Conn returns the connection.
+// Conn returns the connection on which the session began.
 func (s *Session) Conn() *Conn { return s.c }
 
 // protect decides how r is protected. seal is set when the tree asks for encryption.
@@ -253,7 +340,7 @@ func (s *Session) protect(r *request, seal bool) {
 	r.sign = !r.seal && !s.unsigned
 }
 
-// Close disconnects the session's trees and logs off.
+// Close disconnects the session's trees, logs off, and closes the connections that were bound to the session.
 func (s *Session) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
@@ -267,34 +354,56 @@ func (s *Session) logoff(ctx context.Context) error {
 	for t := range s.trees {
 		trees = append(trees, t)
 	}
+	ended := s.err != nil
 	s.mu.Unlock()
 	var errs []error
 	for _, t := range trees {
 		errs = append(errs, t.disconnect(ctx))
 	}
 	if s.closed.Swap(true) {
+		s.wg.Wait()
 		return errors.Join(errs...)
 	}
-	errs = append(errs, s.simple(ctx, wire.CmdLogoff, 0, false, "log off", s.c.server))
-	s.c.mu.Lock()
-	delete(s.c.sessions, s.id)
-	s.c.last = nil
-	s.c.mu.Unlock()
+	if !ended {
+		errs = append(errs, s.simple(ctx, wire.CmdLogoff, 0, false, "log off", s.c.server))
+	}
+	s.end(ErrClosed)
+	s.wg.Wait()
+	s.mu.Lock()
+	bound := s.bound
+	s.bound = nil
+	s.mu.Unlock()
+	for _, c := range append(bound, s.c) {
+		c.mu.Lock()
+		delete(c.sessions, s.id)
+		c.last = nil
+		c.mu.Unlock()
+	}
+	for _, c := range bound {
+		_ = c.Close() // what has become of the session is known already
+	}
 	return errors.Join(errs...)
 }
 
 // simple sends a request without parameters.
 func (s *Session) simple(ctx context.Context, cmd wire.Command, tree uint32, seal bool, op, path string) error {
-	r := s.c.request(cmd, s, tree)
-	s.protect(r, seal)
-	r.out = wire.AppendEmptyRequest(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
-		return wrap(op, path, err)
+	a := attempt{s: s, repeat: always}
+	for {
+		r := s.request(cmd, tree, seal, &a)
+		r.out = wire.AppendEmptyRequest(r.out)
+		err := a.exchange(ctx, r, 1)
+		if err == nil {
+			err = a.simple(r, wire.ParseEmptyResponse)
+		}
+		if err == nil {
+			return nil
+		}
+		before := a.flags
+		if err = a.again(ctx, err); err != nil {
+			if before&wire.FlagReplayOperation != 0 && (isStatus(err, ntstatus.UserSessionDeleted) || isStatus(err, ntstatus.NetworkNameDeleted)) {
+				return nil // the first one did it
+			}
+			return opError(op, path, err)
+		}
 	}
-	defer r.unref()
-	if err != nil {
-		return wrap(op, path, err)
-	}
-	return r.expect(op, path, wire.ParseEmptyResponse)
 }

@@ -44,8 +44,8 @@ func TestCancelStuckWrite(t *testing.T) {
 			cancel()
 		}()
 		wg.Wait()
-		if f.c.Err() != nil {
-			t.Errorf("the connection was given up: %v", f.c.Err())
+		if f.t.sess.c.Err() != nil {
+			t.Errorf("the connection was given up: %v", f.t.sess.c.Err())
 		}
 	}
 }

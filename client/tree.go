@@ -15,7 +15,6 @@ import (
 
 // Tree is a connection to a share.
 type Tree struct {
-	c      *Conn
 	sess   *Session
 	id     uint32
 	path   string // \\server\share
@@ -29,36 +28,29 @@ func (s *Session) Tree(ctx context.Context, share string) (*Tree, error) {
 	const op = "connect to share"
 	c := s.c
 	share = strings.Trim(share, `\/`)
-	t := &Tree{c: c, sess: s, path: `\\` + c.server + `\` + share}
+	t := &Tree{sess: s, path: `\\` + c.server + `\` + share}
 	if share == "" || strings.ContainsAny(share, `\/`) {
 		return nil, wrap(op, t.path, errors.New("the share needs a name without slashes"))
 	}
 	if s.closed.Load() {
 		return nil, wrap(op, t.path, fs.ErrClosed)
 	}
-	r := c.request(wire.CmdTreeConnect, s, 0)
-	s.protect(r, false)
-	// SMB 3.1.1 wants this request protected even where others need not be: it is what makes tampering with the negotiation visible.
-	r.sign = !r.seal && s.ch.signer != nil
-	q := wire.TreeConnectRequest{Path: t.path}
-	r.out = q.Append(r.out)
-	ok, err := r.roundTrip(ctx, 1)
-	if !ok {
+	a := attempt{repeat: always} // a second tree that nobody knows of does no harm
+	for {
+		err := t.connect(ctx, &a)
+		if err == nil {
+			break
+		}
+		if err = a.again(ctx, err); err == nil {
+			continue
+		}
+		if st, ok := err.(ntstatus.Status); ok {
+			return nil, &Error{Op: op, Path: t.path, Status: st, Hint: shareHint(st)}
+		}
 		return nil, wrap(op, t.path, err)
 	}
-	defer r.unref()
-	if err != nil {
-		return nil, wrap(op, t.path, err)
-	}
-	if st := ntstatus.Status(r.h.Status); st != ntstatus.Success {
-		return nil, &Error{Op: op, Path: t.path, Status: st, Hint: shareHint(st)}
-	}
-	if t.info, err = wire.ParseTreeConnectResponse(r.msg); err != nil {
-		return nil, c.malformed(op, t.path, err)
-	}
-	t.id = r.h.TreeID
 	if t.info.ShareFlags&wire.ShareFlagEncryptData != 0 && !s.seal {
-		if s.ch.sealer == nil {
+		if s.sealer == nil {
 			_ = s.disconnectTree(ctx, t.id, false)
 			return nil, wrap(op, t.path, fmt.Errorf("%w: the share asks for encryption, and none was agreed on", ErrUnsupportedServer))
 		}
@@ -67,13 +59,31 @@ func (s *Session) Tree(ctx context.Context, share string) (*Tree, error) {
 	s.mu.Lock()
 	s.trees[t] = true
 	s.mu.Unlock()
-	if c.neg.dialect < wire.Dialect311 && c.cfg.MaxDialect >= wire.Dialect300 && s.ch.signer != nil {
-		if err := t.validateNegotiate(ctx); err != nil {
+	if c.mustValidate(s) {
+		if err := s.validateNegotiate(ctx, a.ch, t); err != nil {
 			_ = t.disconnect(ctx)
 			return nil, err
 		}
 	}
 	return t, nil
+}
+
+// connect sends the request of an attempt and takes over the reply.
+func (t *Tree) connect(ctx context.Context, a *attempt) error {
+	s := t.sess
+	r := s.request(wire.CmdTreeConnect, 0, false, a)
+	// SMB 3.1.1 wants this request protected even where others need not be: it is what makes tampering with the negotiation visible.
+	r.sign = !r.seal && s.signer != nil
+	q := wire.TreeConnectRequest{Path: t.path}
+	r.out = q.Append(r.out)
+	if err := a.exchange(ctx, r, 1); err != nil {
+		return err
+	}
+	t.id = r.h.TreeID
+	return a.simple(r, func(msg []byte) (err error) {
+		t.info, err = wire.ParseTreeConnectResponse(msg)
+		return err
+	})
 }
 
 func shareHint(s ntstatus.Status) string {
@@ -117,13 +127,6 @@ func (t *Tree) disconnect(ctx context.Context) error {
 
 func (s *Session) disconnectTree(ctx context.Context, id uint32, seal bool) error {
 	return s.simple(ctx, wire.CmdTreeDisconnect, id, seal, "disconnect from share", s.c.server)
-}
-
-// request returns a protected request for this tree.
-func (t *Tree) request(cmd wire.Command) *request {
-	r := t.c.request(cmd, t.sess, t.id)
-	t.sess.protect(r, t.seal)
-	return r
 }
 
 // full returns the path of a file for messages.
@@ -245,5 +248,5 @@ func (t *Tree) FSInfo(ctx context.Context) (FSInfo, error) {
 			v.PhysicalSectorSize = int64(a.PhysicalForPerformance)
 		}
 	}
-	return v, t.c.Err()
+	return v, t.sess.Err()
 }

@@ -258,7 +258,7 @@ func AppendOplockBreakAck(b []byte, r OplockBreak) []byte {
 }
 
 // ParseOplockBreakNotification decodes an oplock break notification or the reply to an acknowledgment. A lease
-// break (StructureSize 44 or 36) is an error, as this client takes no leases. [MS-SMB2] 2.2.23.1, 2.2.25.1
+// break (StructureSize 44 or 36) is an error: see IsLeaseBreak. [MS-SMB2] 2.2.23.1, 2.2.25.1
 func ParseOplockBreakNotification(msg []byte) (OplockBreak, error) {
 	b, err := body(msg, "OPLOCK_BREAK", 24, 24)
 	if err != nil {
