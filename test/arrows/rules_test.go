@@ -53,10 +53,11 @@ var foreign = map[string][]string{
 
 // sleepers are the files of tests that may call time.Sleep, with the reason why there is nothing to wait for instead.
 var sleepers = map[string]string{
-	"client/conn_test.go":         "asks again and again for a state of the connection's table that has no event",
-	"client/speed_test.go":        "cancels at any moment, which one does not matter",
-	"test/leak/leak.go":           "the runtime has no event for the end of a goroutine, so it is asked again and again",
-	"test/bench/nbdbench/main.go": "a disk that takes a while is what it measures with -delay",
+	"client/conn_test.go":           "asks again and again for a state of the connection's table that has no event",
+	"client/speed_test.go":          "cancels at any moment, which one does not matter",
+	"test/channels/harness_test.go": "asks again and again for a state of a session that has no event",
+	"test/leak/leak.go":             "the runtime has no event for the end of a goroutine, so it is asked again and again",
+	"test/bench/nbdbench/main.go":   "a disk that takes a while is what it measures with -delay",
 }
 
 // maxLines is when a file no longer fits in the head.
