@@ -35,6 +35,7 @@ func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Liste
 			ReadOnly:    o.ReadOnly || d.ReadOnly(),
 		}},
 		TLS:        o.TLS.config,
+		PSK:        o.TLS.keys,
 		RequireTLS: o.TLS.require,
 		Logger:     o.Logger,
 	})

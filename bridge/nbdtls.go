@@ -8,11 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"vdbridge/nbd/tlspsk"
 )
 
 // NBDTLS says how NBD clients may, or must, encrypt. The zero value is: they cannot.
 type NBDTLS struct {
 	config  *tls.Config
+	keys    tlspsk.Keys
 	require bool
 }
 
@@ -24,7 +27,17 @@ func (t NBDTLS) Required() bool { return t.require }
 func LoadNBDTLS(dir string, verifyPeer, require bool) (NBDTLS, error) {
 	c, err := loadTLS(dir, verifyPeer)
 	// Whoever does not encrypt shows no certificate either.
-	return NBDTLS{c, require || verifyPeer}, err
+	return NBDTLS{config: c, require: require || verifyPeer}, err
+}
+
+// LoadNBDKeys reads pre-shared keys from the file at path, lines of NAME:KEY in hexadecimal digits. Clients that know one are admitted and all
+// others are not, so clients must encrypt.
+func LoadNBDKeys(path string) (NBDTLS, error) {
+	keys, err := tlspsk.LoadKeys(path)
+	if err != nil {
+		return NBDTLS{}, &Error{Classify(err), fmt.Sprintf("cannot use the pre-shared keys: %v", err), err}
+	}
+	return NBDTLS{keys: keys, require: true}, nil
 }
 
 func loadTLS(dir string, verifyPeer bool) (*tls.Config, error) {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"vdbridge/nbd/tlspsk"
 )
 
 // Our own limits on what a client may send before it has chosen an export.
@@ -178,21 +180,31 @@ func (h *handshake) option(ctx context.Context, opt option, data []byte) (*attac
 }
 
 func (h *handshake) startTLS(ctx context.Context) error {
-	cfg := h.c.srv.cfg.TLS
+	cfg := &h.c.srv.cfg
 	switch {
-	case cfg == nil:
-		return h.fail(optStartTLS, repErrPolicy, "this server has no TLS certificate")
+	case cfg.TLS == nil && cfg.PSK == nil:
+		return h.fail(optStartTLS, repErrPolicy, "this server has no TLS")
 	case h.tls:
 		return h.fail(optStartTLS, repErrInvalid, "TLS is already running")
 	}
 	if err := h.reply(optStartTLS, repAck, nil); err != nil {
 		return err
 	}
-	tc := tls.Server(h.nc, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS: %w", err)
+	if cfg.PSK != nil {
+		tc, err := tlspsk.Server(ctx, h.nc, cfg.PSK)
+		if err != nil {
+			return err
+		}
+		h.c.log.Info("nbd: TLS with a pre-shared key", "identity", tc.Identity())
+		h.nc = tc
+	} else {
+		tc := tls.Server(h.nc, cfg.TLS)
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return fmt.Errorf("TLS: %w", err)
+		}
+		h.nc = tc
 	}
-	h.nc, h.tls = tc, true
+	h.tls = true
 	h.style, h.selected = styleSimple, nil
 	return nil
 }

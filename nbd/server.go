@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"vdbridge/nbd/tlspsk"
 )
 
 // Config says what a server offers and how much it may use. Only Resolver is needed.
@@ -26,9 +28,10 @@ type Config struct {
 	HandshakeTimeout time.Duration // for the whole handshake. 0: 30 s
 	DrainTimeout     time.Duration // how long Close waits for requests in flight before it cancels them. 0: 10 s
 
-	// TLS, if not nil, lets clients upgrade with STARTTLS; with RequireTLS they must before anything else. Go's TLS knows certificates
-	// only, no pre-shared keys.
+	// TLS lets clients upgrade with STARTTLS by certificates, PSK by pre-shared keys; at most one of them is given. With RequireTLS they must upgrade
+	// before anything else.
 	TLS        *tls.Config
+	PSK        tlspsk.Keys
 	RequireTLS bool
 }
 
@@ -54,8 +57,11 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Resolver == nil {
 		return nil, errors.New("nbd: Config.Resolver is missing: say which exports to serve")
 	}
-	if cfg.RequireTLS && cfg.TLS == nil {
-		return nil, errors.New("nbd: TLS is required, but Config.TLS has no certificate")
+	if cfg.RequireTLS && cfg.TLS == nil && cfg.PSK == nil {
+		return nil, errors.New("nbd: TLS is required, but there is neither a certificate in Config.TLS nor a key in Config.PSK")
+	}
+	if cfg.TLS != nil && cfg.PSK != nil {
+		return nil, errors.New("nbd: TLS has either certificates or pre-shared keys")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -110,6 +110,7 @@ func tlsFlags() []cli.Flag {
 		&cli.StringFlag{Name: "tls", Usage: "off; on: clients may encrypt; require: they must. on with --tls-certificates unless said otherwise", Category: catTLS},
 		&cli.StringFlag{Name: "tls-certificates", Usage: "`DIR` with server-cert.pem and server-key.pem", Category: catTLS},
 		&cli.BoolFlag{Name: "tls-verify-peer", Usage: "admit only clients with a certificate that DIR/ca-cert.pem has signed; implies --tls require", Category: catTLS},
+		&cli.StringFlag{Name: "tls-psk", Usage: "admit only clients that know one of the pre-shared keys in `FILE`, lines of NAME:KEY in hexadecimal digits, as psktool makes them", Category: catTLS},
 	}
 }
 
@@ -127,9 +128,15 @@ func tlsOptions(c *cli.Context) (bridge.NBDTLS, error) {
 	default:
 		return bridge.NBDTLS{}, usage("--tls %q is not known; it is off, on or require", mode)
 	}
+	if psk := c.String("tls-psk"); psk != "" {
+		if dir != "" || verify {
+			return bridge.NBDTLS{}, usage("NBD clients have either certificates or pre-shared keys: leave out --tls-psk, or the other --tls flags")
+		}
+		return bridge.LoadNBDKeys(psk)
+	}
 	if dir == "" {
 		if c.String("tls") != "" || verify {
-			return bridge.NBDTLS{}, usage("TLS needs --tls-certificates DIR, a directory with server-cert.pem and server-key.pem")
+			return bridge.NBDTLS{}, usage("TLS needs --tls-certificates DIR, a directory with server-cert.pem and server-key.pem, or --tls-psk FILE")
 		}
 		return bridge.NBDTLS{}, nil
 	}
