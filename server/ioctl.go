@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -138,13 +139,27 @@ func (r *request) noOutput(req *wire.IoctlRequest) ntstatus.Status {
 	return r.endOutput(req, 0)
 }
 
+type replayKey struct{}
+
+// IsReplay says whether the operation of a context was sent with SMB2_FLAGS_REPLAY_OPERATION: it may have been executed before.
+func IsReplay(ctx context.Context) bool { return ctx.Value(replayKey{}) != nil }
+
+// WithReplay makes a context for which IsReplay is true.
+func WithReplay(ctx context.Context) context.Context {
+	return context.WithValue(ctx, replayKey{}, true)
+}
+
 // tunnel carries RSVD requests. The reply is made where it is sent from. [MS-SMB2] 3.3.5.15.15
 func (r *request) tunnel(o *open, req *wire.IoctlRequest) ntstatus.Status {
 	if !o.isDisk {
 		return ntstatus.InvalidDeviceRequest
 	}
 	out := r.beginOutput(int(req.MaxOutputResponse))
-	n, err := o.disk.Tunnel(r.c.ctx, req.CtlCode, req.Input, out)
+	ctx := r.c.ctx
+	if r.hdr.Flags&wire.FlagReplayOperation != 0 {
+		ctx = WithReplay(ctx)
+	}
+	n, err := o.disk.Tunnel(ctx, req.CtlCode, req.Input, out)
 	if n < 0 || n > len(out) {
 		return ntstatus.InternalError
 	}

@@ -261,7 +261,7 @@ func (n *Nexus) modeSense(_ context.Context, _ ticket, cdb, _, in []byte) Result
 			pages = append(pages, page...)
 		}
 	}
-	add(scsi.ModeCaching, scsi.CachingPage{WriteCache: !n.lu.disk.ReadOnly()}.Append(nil))
+	add(scsi.ModeCaching, scsi.CachingPage{WriteCache: !n.lu.disk.ReadOnly() && !n.through}.Append(nil))
 	add(scsi.ModeControl, scsi.ControlPage{Reorder: true, TaskAborted: true}.Append(nil))
 	add(scsi.ModeInfoException, append([]byte{scsi.ModeInfoException, 0x0A}, make([]byte, 10)...))
 	if len(pages) == 0 {

@@ -174,7 +174,7 @@ func (n *Nexus) write(ctx context.Context, tk ticket, p []byte, off int64, fua b
 	if r.Status != scsi.Good {
 		return r
 	}
-	err := n.lu.disk.Write(ctx, p, off, fua)
+	err := n.lu.disk.Write(ctx, p, off, fua || n.through)
 	n.lu.locks.release(q)
 	if err != nil {
 		return diskError(err, true, uint64(off/n.lu.bs))
@@ -212,7 +212,7 @@ func (n *Nexus) compareAndWrite(ctx context.Context, tk ticket, cdb, out, _ []by
 	if at := mismatch(have, out[:size]); at >= 0 {
 		return fail(scsi.NewSense(scsi.Miscompare, scsi.CodeMiscompare).WithInfo(uint64(at)))
 	}
-	if err := n.lu.disk.Write(ctx, out[size:], off, t.FUA); err != nil {
+	if err := n.lu.disk.Write(ctx, out[size:], off, t.FUA || n.through); err != nil {
 		return diskError(err, true, t.LBA)
 	}
 	return Result{}
@@ -315,6 +315,14 @@ func (n *Nexus) flush(ctx context.Context, lba uint64) Result {
 	return Result{}
 }
 
+// settle ends a command that has changed blocks in many pieces.
+func (n *Nexus) settle(ctx context.Context) Result {
+	if !n.through {
+		return Result{}
+	}
+	return n.flush(ctx, 0)
+}
+
 // startStop is START STOP UNIT. SBC-3 5.20. The unit has no motor, and cannot be stopped for all because one asks; stopping flushes.
 func (n *Nexus) startStop(ctx context.Context, _ ticket, cdb, _, _ []byte) Result {
 	c, err := scsi.ParseStartStopCDB(cdb)
@@ -378,7 +386,7 @@ func (n *Nexus) unmap(ctx context.Context, tk ticket, cdb, out, _ []byte) Result
 			return diskError(err, true, u.LBA)
 		}
 	}
-	return Result{}
+	return n.settle(ctx)
 }
 
 // writeSame is WRITE SAME. SBC-3 5.40
@@ -416,7 +424,7 @@ func (n *Nexus) writeSame(ctx context.Context, tk ticket, cdb, out, _ []byte) Re
 	}
 	defer n.lu.locks.release(q)
 	if zero {
-		if err := n.lu.disk.WriteZeroes(ctx, off, size, t.Unmap, false); err != nil {
+		if err := n.lu.disk.WriteZeroes(ctx, off, size, t.Unmap, n.through); err != nil {
 			return diskError(err, true, t.LBA)
 		}
 		return Result{}
@@ -435,7 +443,7 @@ func (n *Nexus) writeSame(ctx context.Context, tk ticket, cdb, out, _ []byte) Re
 		}
 		done += int64(len(p))
 	}
-	return Result{}
+	return n.settle(ctx)
 }
 
 func allZero(p []byte) bool {

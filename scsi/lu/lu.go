@@ -39,8 +39,10 @@ type Options struct {
 	MaxTransfer int
 	// Thin says that UNMAP gives space back.
 	Thin bool
-	// State keeps reservations over a power loss (APTPL); nil: APTPL is refused.
+	// State keeps reservations over a power loss (APTPL), and those of nexuses that survive the unit (see Nexus.Persist); nil: both are refused.
 	State PersistentState
+	// Restore says that nexuses of the unit's former life will be attached again, until Restored is called.
+	Restore bool
 	// Logger hears of changes of reservations; nil is silent.
 	Logger *slog.Logger
 }
@@ -55,7 +57,9 @@ type LU struct {
 	bufs     sync.Pool     // *[]byte of bufferSize
 	bufSlots chan struct{} // capacity maxBuffers: one for each in use
 
-	change chan struct{} // capacity 1: the token of who changes reservations
+	change    chan struct{} // capacity 1: the token of who changes reservations
+	survives  bool          // some nexus does, so that every change is saved; of the token
+	suspended bool          // some nexus has been suspended: the unit ends; of the token
 
 	mu         sync.Mutex
 	pr         *prState // in force for who loses rights by it; written with the change token only
@@ -64,7 +68,7 @@ type LU struct {
 }
 
 // New makes a logical unit and, with Options.State, restores the reservations that were kept. Initiators restored in this way find a unit
-// attention "power on occurred". The disk stays the caller's.
+// attention "power on occurred", unless one of their nexuses has survived. The disk stays the caller's.
 func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 	logical, physical, _, _ := disk.BlockSizes()
 	if logical < 512 || logical&(logical-1) != 0 || physical < logical || physical&(physical-1) != 0 {
@@ -91,13 +95,8 @@ func New(ctx context.Context, disk Disk, o Options) (*LU, error) {
 			return nil, fmt.Errorf("load persistent reservations: %w", err)
 		}
 		if s != nil {
-			if l.pr, err = s.restore(); err != nil {
+			if err := l.load(ctx, s); err != nil {
 				return nil, fmt.Errorf("load persistent reservations: %w", err)
-			}
-			l.shown = l.pr
-			for _, r := range l.pr.regs {
-				i := l.initiator(r.id)
-				i.attend(scsi.CodePowerOn)
 			}
 		}
 	}
@@ -119,6 +118,7 @@ type Nexus struct {
 	lu       *LU
 	i        *initiator
 	readOnly bool
+	through  bool // everything is durable before its command ends
 	once     sync.Once
 }
 
@@ -158,8 +158,15 @@ func (l *LU) detach(i *initiator) {
 		}
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.forget(i)
+	alone := true
+	for _, other := range l.initiators {
+		alone = alone && other.refs == 0
+	}
+	l.mu.Unlock()
+	if alone {
+		l.lastDetached()
+	}
 }
 
 // Initiator returns whom the nexus belongs to.

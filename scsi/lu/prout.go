@@ -38,6 +38,10 @@ func (n *Nexus) reserveOut(ctx context.Context, cdb, out []byte) Result {
 		return cancelled(context.Cause(ctx))
 	}
 	defer func() { <-n.lu.change }()
+	if n.lu.pr.wasDone(ctx, n.i.id) {
+		n.lu.log.Info("reservation command that was executed before not executed again", "action", c.Action.String(), "initiator", n.i.id)
+		return Result{}
+	}
 	if c.Action == scsi.PRRegisterAndMove {
 		return n.registerAndMove(ctx, out)
 	}
@@ -230,6 +234,7 @@ func (n *Nexus) registerAndMove(ctx context.Context, out []byte) Result {
 
 // finish applies a change and says so in the log.
 func (n *Nexus) finish(ctx context.Context, action scsi.PROutAction, c *prChange) Result {
+	c.remember(ctx)
 	if err := n.lu.apply(ctx, c); err != nil {
 		n.lu.log.Error("change of reservations failed", "action", action.String(), "initiator", n.i.id, "err", err)
 		if ctx.Err() != nil {

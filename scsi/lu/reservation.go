@@ -20,6 +20,7 @@ type prState struct {
 	held       bool
 	typ        scsi.PRType
 	holder     InitiatorID // meaningless for the "all registrants" types
+	done       []doneCommand
 }
 
 type registration struct {
@@ -139,10 +140,10 @@ func (c *prChange) remove(gone func(r registration) bool) (n int) {
 // the saving can fail, and then nothing has changed; ctx is for that alone. The wait is not given up with the caller: a change that were half
 // made could be taken for a whole one by whoever reads the reservation afterwards.
 func (l *LU) apply(ctx context.Context, c *prChange) error {
-	if l.opt.State != nil && (c.next.aptpl || c.old.aptpl) {
+	if l.opt.State != nil && (c.next.aptpl || c.old.aptpl || l.survives) {
 		var s *State
-		if c.next.aptpl {
-			s = c.next.save()
+		if c.next.aptpl || l.survives {
+			s = l.state(c.next, c.attn, l.survives)
 		}
 		if err := l.opt.State.Save(ctx, s); err != nil {
 			return fmt.Errorf("save persistent reservations: %w", err)
@@ -198,6 +199,25 @@ type State struct {
 	Held          bool
 	Type          scsi.PRType
 	Holder        InitiatorID // not for the "all registrants" types
+	PowerLoss     bool        // it is kept over a power loss (APTPL)
+
+	// Survives says that it is kept for nexuses that survive the unit, with what follows.
+	Survives   bool
+	Generation uint32
+	Attentions []SavedAttention // that wait, the oldest first
+	Done       []SavedCommand   // the last ones, the oldest first
+}
+
+// SavedAttention is a unit attention that an initiator has not been told.
+type SavedAttention struct {
+	Initiator InitiatorID
+	Code      scsi.Code
+}
+
+// SavedCommand is a PERSISTENT RESERVE OUT that has been executed; see WithTag.
+type SavedCommand struct {
+	Initiator InitiatorID
+	Tag       Tag
 }
 
 // SavedRegistration is one registration of a State.
@@ -216,7 +236,7 @@ type PersistentState interface {
 }
 
 func (s *prState) save() *State {
-	out := &State{Held: s.held, Type: s.typ, Holder: s.holder}
+	out := &State{Held: s.held, Type: s.typ, Holder: s.holder, PowerLoss: s.aptpl}
 	for _, r := range s.regs {
 		out.Registrations = append(out.Registrations, SavedRegistration{r.id, r.key, r.allPorts})
 	}
@@ -225,7 +245,13 @@ func (s *prState) save() *State {
 
 // restore checks a saved state and makes it the unit's.
 func (s *State) restore() (*prState, error) {
-	p := &prState{aptpl: true, held: s.Held, typ: s.Type, holder: s.Holder}
+	p := &prState{aptpl: s.PowerLoss, held: s.Held, typ: s.Type, holder: s.Holder, generation: s.Generation}
+	if len(s.Attentions) > maxRegistrations*maxAttentions || len(s.Done) > maxRegistrations {
+		return nil, errors.New("there are too many unit attentions or commands")
+	}
+	for _, d := range s.Done {
+		p.done = append(p.done, doneCommand{d.Initiator, d.Tag})
+	}
 	if len(s.Registrations) > maxRegistrations {
 		return nil, fmt.Errorf("%d registrations where at most %d are possible", len(s.Registrations), maxRegistrations)
 	}

@@ -24,6 +24,8 @@ type open struct {
 	mayRead  bool
 	mayWrite bool
 	stored   senseRing
+	replies  replyRing
+	id       uint64 // tells opens apart; of a persistent one that of its file identifier
 	once     sync.Once
 }
 
@@ -181,6 +183,26 @@ func ioStatus(err error) error {
 
 // Size is [server.DiskOpen]: the size of the virtual disk in bytes.
 func (o *open) Size() int64 { return o.d.Size() }
+
+// Persist is [server.PersistentDisk]: the initiator's registration stays when the process ends.
+func (o *open) Persist(id uint64) error {
+	o.id = id
+	if o.nexus == nil {
+		return nil
+	}
+	return o.nexus.Persist(context.Background())
+}
+
+// Suspend is [server.PersistentDisk].
+func (o *open) Suspend() (err error) {
+	o.once.Do(func() {
+		if o.nexus != nil {
+			err = o.nexus.Suspend(context.Background())
+		}
+		err = errors.Join(err, o.s.release(o.d))
+	})
+	return err
+}
 
 // Close is [server.DiskOpen]. A second call does nothing. [3.2.5.2]
 func (o *open) Close() (err error) {

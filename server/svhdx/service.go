@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,15 +56,17 @@ type Service struct {
 	cfg Config
 	log *slog.Logger
 
-	mu    sync.Mutex
-	disks map[fileKey]*disk
-	files map[fileKey]*fileOpen
+	mu        sync.Mutex
+	disks     map[fileKey]*disk
+	files     map[fileKey]*fileOpen
+	restoring bool
 }
 
 var (
-	_ server.DiskService = (*Service)(nil)
-	_ server.DiskOpen    = (*open)(nil)
-	_ server.DiskOpen    = (*fileOpen)(nil)
+	_ server.DiskService    = (*Service)(nil)
+	_ server.DiskRestorer   = (*Service)(nil)
+	_ server.PersistentDisk = (*open)(nil)
+	_ server.DiskOpen       = (*fileOpen)(nil)
 )
 
 // New makes a service.
@@ -210,6 +215,9 @@ func (s *Service) acquire(ctx context.Context, path string) (*disk, error) {
 }
 
 func (s *Service) openDisk(ctx context.Context, d *disk) error {
+	s.mu.Lock()
+	restoring := s.restoring
+	s.mu.Unlock()
 	under, err := s.cfg.OpenFile(ctx, d.path, false)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		s.log.Warn("the disk cannot be written; it is opened read-only", "path", d.path, "err", err)
@@ -220,7 +228,7 @@ func (s *Service) openDisk(ctx context.Context, d *disk) error {
 	}
 	d.Disk, d.props = under, under.Properties()
 	opt := lu.Options{ID: d.props.ID, Thin: !d.props.Fixed, Logger: s.log.With("disk", d.path), MaxTransfer: s.cfg.MaxTransfer,
-		State: s.cfg.State(d.path, d.props.ID)}
+		State: s.cfg.State(d.path, d.props.ID), Restore: restoring}
 	if d.lu, err = lu.New(ctx, under, opt); err != nil {
 		_ = under.Close()
 		return err
@@ -317,12 +325,40 @@ func (s *Service) openContext(ctx context.Context, path string, reqCtx []byte, o
 	if err != nil {
 		return nil, nil, err
 	}
-	o := &open{s: s, d: d, opts: opts, isVHDSet: strings.EqualFold(filepath.Ext(path), ".vhds"), mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0}
+	o := &open{s: s, d: d, opts: opts, isVHDSet: strings.EqualFold(filepath.Ext(path), ".vhds"), mayRead: access&wire.AccessReadData != 0, mayWrite: access&wire.AccessWriteData != 0,
+		id: rand.Uint64()}
 	if c.InitiatorID != (wire.GUID{}) {
 		o.nexus = d.lu.Attach(lu.InitiatorID(c.InitiatorID), !o.mayWrite)
+		if opts&wire.OptWriteThrough != 0 {
+			o.nexus.WriteThrough()
+		}
 	}
 	s.log.Info("opened", "path", path, "initiator", lu.InitiatorID(c.InitiatorID), "host", c.InitiatorHostName, "version", c.Version)
 	return o, tunnel.AppendOpenContextEcho(nil, reqCtx, s.properties(d)), nil
+}
+
+// BeginRestore is [server.DiskRestorer]: opens of an earlier process are coming.
+func (s *Service) BeginRestore() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.restoring = true
+}
+
+// EndRestore is [server.DiskRestorer]: those who have not come are gone.
+func (s *Service) EndRestore() {
+	s.mu.Lock()
+	s.restoring = false
+	list := slices.Collect(maps.Values(s.disks))
+	s.mu.Unlock()
+	for _, d := range list {
+		<-d.ready
+		if d.err != nil {
+			continue
+		}
+		if err := d.lu.Restored(context.Background()); err != nil {
+			s.log.Error("reservations of initiators that are gone", "path", d.path, "err", err)
+		}
+	}
 }
 
 func (s *Service) properties(d *disk) tunnel.DiskProperties {

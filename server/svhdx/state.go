@@ -20,7 +20,7 @@ import (
 )
 
 // maxStateFile bounds the file of reservations, in bytes: 1024 registrations need less.
-const maxStateFile = 1 << 20
+const maxStateFile = 4 << 20
 
 // fileState keeps reservations in a file.
 type fileState struct {
@@ -44,12 +44,29 @@ type stateFile struct {
 }
 
 type stateBody struct {
-	Version       int                 `json:"version"` // 1
+	Version       int                 `json:"version"` // 1, or 2 if opens survive the process
 	Disk          string              `json:"disk"`
 	Held          bool                `json:"held"`
 	Type          scsi.PRType         `json:"type"`
 	Holder        string              `json:"holder"`
 	Registrations []stateRegistration `json:"registrations"`
+
+	// Of version 2.
+	PowerLoss  bool             `json:"aptpl,omitempty"`
+	Generation uint32           `json:"generation,omitempty"`
+	Attentions []stateAttention `json:"attentions,omitempty"`
+	Done       []stateDone      `json:"done,omitempty"`
+}
+
+type stateAttention struct {
+	Initiator string    `json:"initiator"`
+	Code      scsi.Code `json:"code"`
+}
+
+type stateDone struct {
+	Initiator string `json:"initiator"`
+	Request   string `json:"request"`
+	Sum       string `json:"sum"`
 }
 
 type stateRegistration struct {
@@ -97,10 +114,13 @@ func decodeState(b []byte) (s *lu.State, disk string, err error) {
 	if err := json.Unmarshal(file.State, &body); err != nil {
 		return nil, "", fmt.Errorf("the file of reservations is damaged: %w", err)
 	}
-	if body.Version != 1 {
-		return nil, "", fmt.Errorf("the file of reservations has format version %d, only 1 is known", body.Version)
+	if body.Version != 1 && body.Version != 2 {
+		return nil, "", fmt.Errorf("the file of reservations has format version %d, only 1 and 2 are known", body.Version)
 	}
-	s = &lu.State{Held: body.Held, Type: body.Type}
+	s = &lu.State{Held: body.Held, Type: body.Type, PowerLoss: body.Version == 1}
+	if body.Version == 2 {
+		s.Survives, s.PowerLoss, s.Generation = true, body.PowerLoss, body.Generation
+	}
 	id := func(to *lu.InitiatorID, text string) {
 		if n, e := hex.Decode(to[:], []byte(text[:min(len(text), 2*len(to))])); err == nil && (e != nil || n != len(to) || len(text) != 2*len(to)) {
 			err = fmt.Errorf("the file of reservations is damaged: %q is no initiator", text)
@@ -112,6 +132,21 @@ func decodeState(b []byte) (s *lu.State, disk string, err error) {
 		id(&saved.Initiator, r.Initiator)
 		s.Registrations = append(s.Registrations, saved)
 	}
+	for _, a := range body.Attentions {
+		saved := lu.SavedAttention{Code: a.Code}
+		id(&saved.Initiator, a.Initiator)
+		s.Attentions = append(s.Attentions, saved)
+	}
+	for _, d := range body.Done {
+		var saved lu.SavedCommand
+		id(&saved.Initiator, d.Initiator)
+		id((*lu.InitiatorID)(&saved.Tag.Request), d.Request)
+		sum, e := hex.DecodeString(d.Sum)
+		if n := copy(saved.Tag.Sum[:], sum); err == nil && (e != nil || n != len(sum) || n != len(saved.Tag.Sum)) {
+			err = fmt.Errorf("the file of reservations is damaged: %q is no sum of a command", d.Sum)
+		}
+		s.Done = append(s.Done, saved)
+	}
 	return s, body.Disk, err
 }
 
@@ -119,6 +154,15 @@ func encodeState(s *lu.State, disk wire.GUID) ([]byte, error) {
 	body := stateBody{Version: 1, Disk: hex.EncodeToString(disk[:]), Held: s.Held, Type: s.Type, Holder: hex.EncodeToString(s.Holder[:])}
 	for _, r := range s.Registrations {
 		body.Registrations = append(body.Registrations, stateRegistration{hex.EncodeToString(r.Initiator[:]), r.Key, r.AllPorts})
+	}
+	if s.Survives {
+		body.Version, body.PowerLoss, body.Generation = 2, s.PowerLoss, s.Generation
+		for _, a := range s.Attentions {
+			body.Attentions = append(body.Attentions, stateAttention{hex.EncodeToString(a.Initiator[:]), a.Code})
+		}
+		for _, d := range s.Done {
+			body.Done = append(body.Done, stateDone{hex.EncodeToString(d.Initiator[:]), hex.EncodeToString(d.Tag.Request[:]), hex.EncodeToString(d.Tag.Sum[:])})
+		}
 	}
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -131,7 +175,7 @@ func encodeState(s *lu.State, disk wire.GUID) ([]byte, error) {
 
 func (f *fileState) Save(_ context.Context, s *lu.State) error {
 	dir := filepath.Dir(f.path)
-	if s == nil || len(s.Registrations) == 0 {
+	if s == nil || len(s.Registrations) == 0 && !s.Survives {
 		err := os.Remove(f.path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -139,6 +183,9 @@ func (f *fileState) Save(_ context.Context, s *lu.State) error {
 		return errors.Join(err, syncDir(dir))
 	}
 	b, err := encodeState(s, f.id)
+	if err == nil && len(b) > maxStateFile {
+		err = fmt.Errorf("%d bytes of reservations are too many", len(b))
+	}
 	if err != nil {
 		return err
 	}

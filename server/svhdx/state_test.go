@@ -34,7 +34,7 @@ func TestFileState(t *testing.T) {
 	if err := f.Save(ctx, nil); err != nil {
 		t.Error(err)
 	}
-	want := &lu.State{Held: true, Type: scsi.ExclusiveAccess, Holder: lu.InitiatorID{9}, Registrations: []lu.SavedRegistration{
+	want := &lu.State{PowerLoss: true, Held: true, Type: scsi.ExclusiveAccess, Holder: lu.InitiatorID{9}, Registrations: []lu.SavedRegistration{
 		{Initiator: lu.InitiatorID{9}, Key: 0xFFFFFFFFFFFFFFFF, AllPorts: true}, {Initiator: lu.InitiatorID{15: 8}, Key: 1}}}
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
 	if err := os.Symlink(elsewhere, filepath.Join(dir, ".d.vhdx.reservations.new")); err != nil { // left over, or put there
@@ -90,7 +90,13 @@ func TestFileState(t *testing.T) {
 }
 
 func FuzzDecodeState(f *testing.F) {
-	b, err := encodeState(&lu.State{Held: true, Type: 1, Registrations: []lu.SavedRegistration{{Key: 1}}}, wire.GUID{})
+	b, err := encodeState(&lu.State{PowerLoss: true, Held: true, Type: 1, Registrations: []lu.SavedRegistration{{Key: 1}}}, wire.GUID{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	b, err = encodeState(&lu.State{Survives: true, Generation: 3, Registrations: []lu.SavedRegistration{{Key: 1}}, Attentions: []lu.SavedAttention{{Code: 0x2903}},
+		Done: []lu.SavedCommand{{Tag: lu.Tag{Sum: [32]byte{1}}}}}, wire.GUID{})
 	if err != nil {
 		f.Fatal(err)
 	}

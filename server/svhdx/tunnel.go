@@ -69,6 +69,9 @@ func (o *open) Tunnel(ctx context.Context, code uint32, in, out []byte) (int, er
 	in = in[headerSize:]
 	switch h.Op {
 	case tunnel.OpSCSI:
+		if once(in) {
+			return o.scsiOnce(ctx, h, in, out)
+		}
 		return o.scsi(ctx, h, in, out)
 	case tunnel.OpGetInitialInfo:
 		p := o.s.properties(o.d)
