@@ -38,7 +38,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 		Flags:                  append(logFlags(), &cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"}),
 		Commands: []*cli.Command{
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
-			prCommand(), scsiCommand(), benchCommand(), versionCommand(),
+			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {

@@ -51,6 +51,8 @@ var exitOfClass = map[bridge.Class]int{
 // errReported is an error whose text the user has already seen.
 type errReported struct{ error }
 
+func (e errReported) Unwrap() error { return e.error }
+
 // exitCode finds the exit code of an error.
 func exitCode(err error) int {
 	if err == nil {

@@ -93,6 +93,7 @@ func TestScripts(t *testing.T) {
 			"killed": killed,
 			"failed": failed,
 			"code":   code,
+			"status": status,
 			"fake":   fake,
 			"poke":   poke,
 			"logged": logged,
@@ -181,6 +182,15 @@ func logged(ts *testscript.TestScript, neg bool, args []string) {
 	defer cancel()
 	if err := b.p.WaitOutput(ctx, args[1]); err != nil {
 		ts.Fatalf("%s has not printed %q: %v\n%s", args[0], args[1], err, b.p.Output())
+	}
+}
+
+// status CODE args…: vdbridge answers by its exit code alone.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	err := ts.Exec("vdbridge", args[1:]...)
+	var ee *exec.ExitError
+	if !errors.As(err, &ee) || strconv.Itoa(ee.ExitCode()) != args[0] || ts.ReadFile("stderr") != "" {
+		ts.Fatalf("%v instead of exit code %s without a word: %s", err, args[0], ts.ReadFile("stderr"))
 	}
 }
 
