@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"vdbridge/client"
+	"vdbridge/client/link"
 	"vdbridge/rsvd"
 	"vdbridge/scsi"
 	"vdbridge/smb/ntstatus"
@@ -69,6 +70,8 @@ func Classify(err error) Class {
 		return be.Class
 	}
 	switch {
+	case errors.Is(err, link.ErrWritesLost), errors.Is(err, rsvd.ErrUndecided), errors.Is(err, rsvd.ErrOtherDisk), errors.Is(err, vhdx.ErrChanged):
+		return ClassIO
 	case errors.Is(err, ErrUsage), errors.Is(err, rsvd.ErrRange), errors.Is(err, vhdx.ErrRange):
 		return ClassUsage
 	case errors.Is(err, client.ErrConnectionLost), errors.Is(err, client.ErrSecurity), errors.Is(err, client.ErrProtocol):
@@ -79,7 +82,7 @@ func Classify(err error) Class {
 		return ClassAuth
 	case errors.Is(err, ErrAuth):
 		return ClassAuth
-	case errors.Is(err, rsvd.ErrReservationConflict), errors.Is(err, rsvd.ErrPreempted):
+	case errors.Is(err, rsvd.ErrReservationConflict), errors.Is(err, rsvd.ErrPreempted), errors.Is(err, rsvd.ErrShutOut):
 		return ClassConflict
 	case errors.Is(err, rsvd.ErrNotSupported), errors.Is(err, vhdx.ErrUnsupported):
 		return ClassUnsupported

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vdbridge/client/link"
 	"vdbridge/rsvd"
 	"vdbridge/vhdx"
 )
@@ -61,6 +62,7 @@ type Disk struct {
 	log    *slog.Logger
 
 	remote    *Remote    // nil for a local image
+	file      *link.File // at the server; nil for a local image
 	initiator *Initiator // nil in ModeFile
 
 	written atomic.Uint64 // changes that have returned
@@ -68,6 +70,9 @@ type Disk struct {
 
 	reads, writes incident
 	conflicts     atomic.Uint64
+
+	looking atomic.Bool  // somebody asks whether we are still shut out
+	looked  atomic.Int64 // when that was, Unix nanoseconds
 
 	opened  time.Time
 	metrics metrics
@@ -90,6 +95,13 @@ func newDisk(back backend, loc Location, mode Mode, log *slog.Logger) *Disk {
 	return d
 }
 
+// settle looks whether we are still shut out, if we are.
+func (d *Disk) settle(ctx context.Context) {
+	if d.file != nil && d.file.Fenced() != nil {
+		d.admitted(ctx)
+	}
+}
+
 // Read reads len(p) bytes at off.
 func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 	start := d.metrics.begin()
@@ -106,6 +118,7 @@ func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
 
 // Write writes len(p) bytes at off; with fua they are durable on return.
 func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
+	d.settle(ctx)
 	start := d.metrics.begin()
 	err := d.back.Write(ctx, p, off, fua)
 	d.metrics.end(opWrite, start, int64(len(p)), err)
@@ -137,6 +150,7 @@ func (d *Disk) dirty() bool { return d.written.Load() > d.flushed.Load() }
 
 // Trim says that a range is not needed any more.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
+	d.settle(ctx)
 	start := d.metrics.begin()
 	err := d.back.Trim(ctx, off, n)
 	d.metrics.end(opTrim, start, n, err)
@@ -146,6 +160,7 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 
 // WriteZeroes makes a range read back as zeros.
 func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) error {
+	d.settle(ctx)
 	start := d.metrics.begin()
 	err := d.back.WriteZeroes(ctx, off, n, unmap, fua)
 	d.metrics.end(opZero, start, n, err)
@@ -261,6 +276,7 @@ func (d *Disk) report(op string) {
 func (d *Disk) Close() error {
 	d.close.Do(func() {
 		d.cancel()
+		d.GiveUp()
 		d.wg.Wait()
 		var errs []error
 		lost := ""

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"syscall"
 
+	"vdbridge/client/link"
 	"vdbridge/rsvd"
 	"vdbridge/scsi"
 	"vdbridge/vhdx"
@@ -23,7 +24,7 @@ func Errno(err error) syscall.Errno {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return syscall.ETIMEDOUT
 	}
-	if errors.Is(err, rsvd.ErrClosed) || errors.Is(err, vhdx.ErrClosed) {
+	if errors.Is(err, rsvd.ErrClosed) || errors.Is(err, link.ErrClosed) || errors.Is(err, vhdx.ErrClosed) {
 		return syscall.ESHUTDOWN
 	}
 	var se *scsi.Error

@@ -140,14 +140,14 @@ func List(ctx context.Context, loc Location, o Options) ([]Entry, error) {
 }
 
 func (r *Remote) list(ctx context.Context) (list []Entry, err error) {
-	st, err := r.tree.Stat(ctx, r.loc.Path)
+	st, err := r.tree().Stat(ctx, r.loc.Path)
 	if err != nil {
 		return nil, explainOpen(r.loc, err)
 	}
 	if !st.IsDir() {
 		return []Entry{{Name: r.loc.Base(), Size: st.Size, Modified: st.Written}}, nil
 	}
-	dir, err := r.tree.Open(ctx, r.loc.Path, client.OpenOptions{
+	dir, err := r.tree().Open(ctx, r.loc.Path, client.OpenOptions{
 		Access: wire.AccessReadData | wire.AccessReadAttributes, Share: wire.ShareRead | wire.ShareWrite | wire.ShareDelete,
 		Disposition: wire.FileOpen, Options: wire.OptDirectoryFile,
 	})
@@ -218,7 +218,7 @@ func checkCreate(loc Location, co CreateOptions) error {
 }
 
 func (r *Remote) create(ctx context.Context, vo vhdx.CreateOptions) error {
-	f, err := r.tree.Open(ctx, r.loc.Path, client.OpenOptions{
+	f, err := r.tree().Open(ctx, r.loc.Path, client.OpenOptions{
 		Access:      wire.AccessReadData | wire.AccessWriteData | wire.AccessAppendData | wire.AccessReadAttributes | wire.AccessWriteAttributes | wire.AccessDelete,
 		Disposition: wire.FileCreate, Options: wire.OptNonDirectoryFile,
 	})
@@ -292,7 +292,7 @@ func Check(ctx context.Context, loc Location, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := r.openFile(ctx, false)
+	f, err := r.openFile(ctx, false, nil)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

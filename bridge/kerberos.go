@@ -78,29 +78,6 @@ func (o *Options) kerberos(loc Location) (*auth.Kerberos, error) {
 	return auth.NewKerberos(cfg)
 }
 
-// kerberosLogon logs on by Kerberos.
-func kerberosLogon(ctx context.Context, conn *client.Conn, loc Location, o Options) (*client.Session, error) {
-	k, err := o.kerberos(loc)
-	if err != nil {
-		return nil, explainKerberos(loc, o, nil, err)
-	}
-	spn, err := auth.SPN(loc.Host)
-	if err != nil {
-		return nil, explainKerberos(loc, o, k, err)
-	}
-	ctx, cancel := o.limit(ctx)
-	defer cancel()
-	mech, err := k.Mechanism(ctx, spn)
-	if err != nil {
-		return nil, explainKerberos(loc, o, k, err)
-	}
-	s, err := conn.SessionWith(ctx, client.SessionOptions{}, mech)
-	if err != nil {
-		return nil, explainKerberos(loc, o, k, err)
-	}
-	return s, nil
-}
-
 // explainKerberos makes the sentence for a logon that failed.
 func explainKerberos(loc Location, o Options, k *auth.Kerberos, err error) error {
 	var ke *auth.KerberosError

@@ -33,6 +33,8 @@ const infoTimeout = 10 * time.Second
 
 // Mount shows d in a directory until ctx is done or somebody unmounts it, and then flushes d. d stays open.
 func Mount(ctx context.Context, d *Disk, o MountOptions) error {
+	stop := context.AfterFunc(ctx, d.GiveUp) // what waits for a lost server would hold up the end
+	defer stop()
 	err := fusefs.Serve(ctx, o.Dir, d, fusefs.Options{
 		ReadOnly:   o.ReadOnly,
 		AllowOther: o.AllowOther,

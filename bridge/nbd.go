@@ -59,6 +59,7 @@ func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Liste
 	var errs []error
 	select {
 	case <-ctx.Done():
+		d.GiveUp() // what waits for a lost server would hold up the end
 	case err := <-failed:
 		errs = append(errs, fmt.Errorf("NBD server: %w", err))
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"vdbridge/client"
+	"vdbridge/client/link"
 	"vdbridge/rsvd"
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
@@ -61,15 +62,21 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 			who.Release()
 		}
 	}()
-	n := r.conn.Info()
+	conn, _, _ := r.parts()
+	n := conn.Info()
+	var opened *link.File // the last one
 	create := func(ctx context.Context, req *wire.CreateRequest) (rsvd.File, []wire.CreateContext, error) {
 		opts := openOptions(req)
 		// Compounds help servers whose cost is in the messages. One with shared disks executes the requests of a compound in turn, and each has a disk to wait for.
 		opts.Separate = true
-		f, err := r.tree.Open(ctx, req.Name, opts)
+		if hasContext(req, wire.CreateSVHDX) {
+			opts.Durable = o.durable(sharedTimeout)
+		}
+		f, err := r.link.Open(ctx, req.Name, opts)
 		if err != nil {
 			return nil, nil, err
 		}
+		opened = f
 		return &smbFile{f, n.MaxTransact}, f.Reply().Contexts, nil
 	}
 	rd, err := rsvd.Open(ctx, create, rsvd.Options{
@@ -89,17 +96,20 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 		return nil, explainOpen(r.loc, err)
 	}
 	d := newDisk(rd, r.loc, ModeRSVD, o.logger())
-	d.remote, d.initiator = r, who
+	d.remote, d.initiator, d.file = r, who, opened
+	if err := d.protectShared(ctx); err != nil {
+		return nil, errors.Join(explainOpen(r.loc, err), rd.Close())
+	}
 	return d, nil
 }
 
 // openFile opens the file itself. Nobody else may have it open for writing, and with write nobody at all: two that interpret one image would
 // destroy it.
-func (r *Remote) openFile(ctx context.Context, write bool) (*client.File, error) {
-	return r.openPath(ctx, r.loc.Path, write)
+func (r *Remote) openFile(ctx context.Context, write bool, durable *client.DurableRequest) (*link.File, error) {
+	return r.openPath(ctx, r.loc.Path, write, durable)
 }
 
-func (r *Remote) openPath(ctx context.Context, path string, write bool) (*client.File, error) {
+func (r *Remote) openPath(ctx context.Context, path string, write bool, durable *client.DurableRequest) (*link.File, error) {
 	oo := client.OpenOptions{
 		Access: wire.AccessReadData | wire.AccessReadAttributes | wire.AccessReadControl, Share: wire.ShareRead,
 		Disposition: wire.FileOpen, Options: wire.OptNonDirectoryFile | wire.OptRandomAccess,
@@ -108,7 +118,8 @@ func (r *Remote) openPath(ctx context.Context, path string, write bool) (*client
 		oo.Access |= wire.AccessWriteData | wire.AccessAppendData | wire.AccessWriteAttributes
 		oo.Share = 0
 	}
-	f, err := r.tree.Open(ctx, path, oo)
+	oo.Durable = durable
+	f, err := r.link.Open(ctx, path, oo)
 	if err != nil {
 		loc := r.loc
 		loc.Path = path
@@ -118,7 +129,7 @@ func (r *Remote) openPath(ctx context.Context, path string, write bool) (*client
 }
 
 func (r *Remote) openImage(ctx context.Context, o Options) (*Disk, error) {
-	f, err := r.openFile(ctx, !o.ReadOnly)
+	f, err := r.openFile(ctx, !o.ReadOnly, o.durable(imageTimeout))
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +138,10 @@ func (r *Remote) openImage(ctx context.Context, o Options) (*Disk, error) {
 		return nil, errors.Join(explainImage(r.loc, err), f.Close())
 	}
 	d := newDisk(img, r.loc, ModeFile, o.logger())
-	d.remote = r
+	d.remote, d.file = r, f
+	if err := d.protectImage(ctx); err != nil {
+		return nil, errors.Join(explainOpen(r.loc, err), img.Close())
+	}
 	return d, nil
 }
 

@@ -4,8 +4,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
+	"vdbridge/client"
+	"vdbridge/client/link"
 	"vdbridge/rsvd"
 	"vdbridge/smb/wire"
 )
@@ -32,7 +37,100 @@ type Options struct {
 	ShareInitiator bool // also if another process is this initiator
 	StateDir       string
 
+	// What is done when the server is lost. The zero value fails at once.
+	OnLoss          link.Policy
+	ServerAddresses []string      // further addresses of the same server, host:port, tried in turn after that of the URL
+	ServerTimeout   time.Duration // of silence, after which it is taken for lost; 0 = 20 s
+	Handle          HandleKind    // what the open at the server shall survive
+	Channels        client.ChannelOptions
+
 	Logger *slog.Logger // nil = silent
+
+	pulse time.Duration // how often the server is asked for a sign of life; 0 = usual; for tests
+}
+
+// HandleKind says what kind of open is asked for. A server that cannot have it gives the next lesser one.
+type HandleKind int
+
+// The kinds.
+const (
+	HandleAuto       HandleKind = iota // persistent, where OnLoss holds; otherwise none
+	HandlePersistent                   // survives the server's restart
+	HandleDurable                      // survives the connection
+	HandleNone
+)
+
+var handleKinds = [...]string{"auto", "persistent", "durable", "none"}
+
+// String is the value on a command line.
+func (k HandleKind) String() string { return handleKinds[k] }
+
+// ParseHandleKind is the reverse of String.
+func ParseHandleKind(s string) (HandleKind, error) {
+	if i := slices.Index(handleKinds[:], s); i >= 0 {
+		return HandleKind(i), nil
+	}
+	return 0, Usagef("a handle of the kind %q is not known; it is auto, persistent, durable or none", s)
+}
+
+// durable is what CREATE asks for. timeout is how long the server shall keep the open.
+func (o *Options) durable(timeout time.Duration) *client.DurableRequest {
+	kind := o.Handle
+	if kind == HandleAuto && o.OnLoss.Holds() {
+		kind = HandlePersistent
+	}
+	if kind == HandleAuto || kind == HandleNone {
+		return nil
+	}
+	return &client.DurableRequest{Persistent: kind == HandlePersistent, Timeout: timeout}
+}
+
+// maxChannels is how many connections a session may have. [MS-SMB2] 3.3.5.5.2 leaves it to the server; Windows has 32.
+const maxChannels = 32
+
+// ParseChannels reads a number of connections, or their addresses.
+func ParseChannels(s string) (client.ChannelOptions, error) {
+	if n, err := strconv.Atoi(s); err == nil {
+		if n < 1 || n > maxChannels {
+			return client.ChannelOptions{}, Usagef("%d channels: there can be 1 to %d", n, maxChannels)
+		}
+		return client.ChannelOptions{Count: n}, nil
+	}
+	var o client.ChannelOptions
+	for a := range strings.SplitSeq(s, ",") {
+		addr, err := ParseServerAddress(a)
+		if err != nil {
+			return o, Usagef("--channels %s: give a number, or addresses such as 10.0.0.1:445,10.0.1.1:445", s)
+		}
+		o.Addrs = append(o.Addrs, addr)
+	}
+	if o.Count = 1 + len(o.Addrs); o.Count > maxChannels {
+		return o, Usagef("%d channels: there can be 1 to %d", o.Count, maxChannels)
+	}
+	return o, nil
+}
+
+// ParseServerAddress reads HOST or HOST:PORT and gives it a port.
+func ParseServerAddress(s string) (string, error) {
+	s = strings.TrimSpace(s)
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = strings.Trim(s, "[]"), client.DefaultPort
+	}
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if host == "" || n == 0 || perr != nil || strings.ContainsAny(host, "/\\@, ") {
+		return "", Usagef("%q is not the address of a server; give HOST:PORT", s)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// ParseOnLoss reads hold, fail-after=TIME or fail.
+func ParseOnLoss(s string) (link.Policy, error) {
+	p, err := link.ParsePolicy(s)
+	if err != nil {
+		return p, Usagef("%v", err)
+	}
+	return p, nil
 }
 
 func (o *Options) logger() *slog.Logger {

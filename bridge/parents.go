@@ -68,12 +68,15 @@ func cutPrefixFold(s, prefix string) (string, bool) {
 
 // Open opens a file of the share, with the share modes of an image.
 func (s shareResolver) Open(ctx context.Context, place string, write bool) (vhdx.Backing, vhdx.Resolver, error) {
-	f, err := s.r.openPath(ctx, place, write)
+	f, err := s.r.openPath(ctx, place, write, nil)
 	if err != nil {
 		if Classify(err) == ClassNotFound {
 			err = errors.Join(fs.ErrNotExist, err)
 		}
 		return nil, nil, err
+	}
+	if err := s.r.protectParent(ctx, f, write); err != nil {
+		return nil, nil, errors.Join(err, f.Close())
 	}
 	return backing{f}, s.r.parents(place), nil
 }

@@ -1,14 +1,20 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"vdbridge/client"
+	"vdbridge/client/link"
+	"vdbridge/rsvd"
 	"vdbridge/smb/auth"
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/pcap"
@@ -19,9 +25,9 @@ import (
 // Remote is a connection to a server with a session and a share: what a URL needs before a file is opened.
 type Remote struct {
 	loc     Location
-	conn    *client.Conn
-	session *client.Session
-	tree    *client.Tree
+	link    *link.Link
+	onLoss  link.Policy
+	addrs   []string
 	capture *pcap.Writer
 
 	close sync.Once
@@ -36,7 +42,7 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 	if loc.Share == "" {
 		return nil, Usagef("%s names no share; give smb://user@host/share/…", loc)
 	}
-	r := &Remote{loc: loc}
+	r := &Remote{loc: loc, onLoss: o.OnLoss, addrs: append([]string{loc.Addr()}, o.ServerAddresses...)}
 	defer func() {
 		if err != nil {
 			_ = r.Close()
@@ -46,6 +52,10 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 		MinDialect: o.MinDialect, MaxDialect: o.MaxDialect, Seal: o.Encrypt, Logger: o.logger(), ServerName: loc.Host,
 		Transport: transport.Options{},
 	}
+	if o.OnLoss.Holds() {
+		cfg.Logger = slog.New(quieter{o.logger().Handler()}) // the link tells of losses, once
+		cfg.ServerTimeout, cfg.IdleEcho = cmp.Or(o.ServerTimeout, defaultServerTimeout), cmp.Or(o.ServerTimeout, defaultServerTimeout)/2
+	}
 	if o.Pcap != "" {
 		if r.capture, err = pcap.Create(o.Pcap); err != nil {
 			return nil, fmt.Errorf("capture file: %w", err)
@@ -53,63 +63,81 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 		cfg.Tap = func(local, remote net.Addr) transport.Tap { return r.capture.Connection(local, remote, false) }
 		cfg.SessionKey = r.capture.SessionKey
 	}
-	dial := ctx
-	if o.Timeout > 0 {
-		var cancel context.CancelFunc
-		dial, cancel = context.WithTimeout(ctx, o.Timeout)
-		defer cancel()
-	}
-	if r.conn, err = client.Dial(dial, loc.Addr(), cfg); err != nil {
-		return nil, explain("connect", loc, o, err)
-	}
-	if o.Kerberos.On {
-		if r.session, err = kerberosLogon(ctx, r.conn, loc, o); err != nil {
-			return nil, err
+	smb := &link.SMB{Client: cfg, Share: loc.Share, Logon: (&logon{loc: loc, o: o}).run, Channels: o.Channels}
+	first := true
+	dial := func(ctx context.Context, addr string, previous uint64) (link.Way, error) {
+		if first {
+			first = false
+			return smb.DialIn(ctx, addr, previous, o.Timeout)
 		}
-		return r.connectShare(ctx, o)
+		return smb.Dial(ctx, addr, previous)
 	}
-	// Asked for only now: nobody types a password for a server that is not there. The prompt has no time limit.
-	cred, err := o.Credentials.Resolve(ctx, loc)
+	r.link, err = link.New(link.Config{Addresses: r.addrs, Dial: dial, Policy: o.OnLoss, AttemptTimeout: o.Timeout, Pulse: o.pulse, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
-	setUp, cancel := o.limit(ctx)
-	defer cancel()
-	user := auth.Credentials{User: cred.User, Domain: cred.Domain, Password: cred.password, Anonymous: cred.Anonymous}
-	if r.session, err = r.conn.Session(setUp, user, client.SessionOptions{AllowGuest: cred.Guest}); err != nil {
-		return nil, explainLogon(loc, o, cred, err)
-	}
-	return r.connectShare(setUp, o)
-}
-
-// connectShare connects to the share, the last step of Connect.
-func (r *Remote) connectShare(ctx context.Context, o Options) (*Remote, error) {
-	ctx, cancel := o.limit(ctx)
-	defer cancel()
-	var err error
-	if r.tree, err = r.session.Tree(ctx, r.loc.Share); err != nil {
-		return nil, explain("share", r.loc, o, err)
+	if err := r.link.Connect(ctx); err != nil {
+		return nil, explainConnect(loc, o, err)
 	}
 	return r, nil
+}
+
+// defaultServerTimeout is how long a server that is to be held on to may be silent before it is taken for lost.
+const defaultServerTimeout = 20 * time.Second
+
+// parts is what the connection consists of now.
+func (r *Remote) parts() (*client.Conn, *client.Session, *client.Tree) {
+	return link.Parts(r.link.Way())
+}
+
+// tree is the share.
+func (r *Remote) tree() *client.Tree {
+	_, _, t := r.parts()
+	return t
+}
+
+// explainConnect makes the sentence for a first connection that failed. What comes from logging on has one already.
+func explainConnect(loc Location, o Options, err error) error {
+	var step *link.StepError
+	if !errors.As(err, &step) {
+		return explain("connect", loc, o, err)
+	}
+	if step.Step == "logon" {
+		return step.Err
+	}
+	return explain(step.Step, loc, o, step.Err)
+}
+
+// quieter is a log in which warnings are mere information.
+type quieter struct{ slog.Handler }
+
+func (q quieter) Enabled(ctx context.Context, l slog.Level) bool {
+	return q.Handler.Enabled(ctx, lower(l))
+}
+
+func (q quieter) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = lower(r.Level)
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q quieter) WithAttrs(a []slog.Attr) slog.Handler { return quieter{q.Handler.WithAttrs(a)} }
+
+func (q quieter) WithGroup(name string) slog.Handler { return quieter{q.Handler.WithGroup(name)} }
+
+func lower(l slog.Level) slog.Level {
+	if l >= slog.LevelWarn {
+		return slog.LevelInfo
+	}
+	return l
 }
 
 // Close disconnects the share, logs off, ends the connection and completes the capture. It may be called more than once.
 func (r *Remote) Close() error {
 	r.close.Do(func() {
-		var errs []error
-		if r.tree != nil {
-			errs = append(errs, r.tree.Close())
-		}
-		if r.session != nil {
-			errs = append(errs, r.session.Close())
-		}
-		if r.conn != nil {
-			if err := r.conn.Close(); err != nil && !errors.Is(err, client.ErrClosed) {
-				errs = append(errs, err)
+		if r.link != nil {
+			if err := r.link.Close(); err != nil {
+				r.err = fmt.Errorf("end the connection to %s: %w", r.loc.Host, err)
 			}
-		}
-		if err := errors.Join(errs...); err != nil {
-			r.err = fmt.Errorf("end the connection to %s: %w", r.loc.Host, err)
 		}
 		if r.capture != nil {
 			if err := r.capture.Close(); err != nil {
@@ -140,9 +168,10 @@ func (i *ConnectionInfo) Summary() string {
 
 // Info says what was negotiated.
 func (r *Remote) Info() *ConnectionInfo {
-	n := r.conn.Info()
-	i := &ConnectionInfo{Server: r.loc.Addr(), Dialect: n.Dialect.String(), Signing: n.Signing.String(), User: r.session.Identity().String()}
-	if r.tree.Sealed() {
+	conn, session, tree := r.parts()
+	n := conn.Info()
+	i := &ConnectionInfo{Server: r.loc.Addr(), Dialect: n.Dialect.String(), Signing: n.Signing.String(), User: session.Identity().String()}
+	if tree.Sealed() {
 		i.Cipher = n.Cipher.String()
 	}
 	return i
@@ -240,8 +269,22 @@ func explainOpen(loc Location, err error) error {
 
 // smbFile is an open for package rsvd.
 type smbFile struct {
-	*client.File
+	*link.File
 	maxTransact int
+}
+
+// kinds says to the link what rsvd says of a control.
+var kinds = [...]link.Kind{rsvd.KindOnce: link.Once, rsvd.KindOnceWrite: link.OnceWrite, rsvd.KindRead: link.Read, rsvd.KindWrite: link.Write,
+	rsvd.KindDurable: link.Durable, rsvd.KindSync: link.Sync}
+
+// Control sends a control of a kind.
+func (f *smbFile) Control(ctx context.Context, k rsvd.Kind, code uint32, in1, in2, out1, out2 []byte) (int, error) {
+	return f.File.Control(ctx, kinds[k], code, in1, in2, out1, out2)
+}
+
+// hasContext says whether a CREATE has a context.
+func hasContext(req *wire.CreateRequest, name string) bool {
+	return slices.ContainsFunc(req.Contexts, func(c wire.CreateContext) bool { return c.Name == name })
 }
 
 // MaxTransactSize is the most bytes of an IOCTL.

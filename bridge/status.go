@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vdbridge/client/link"
 	"vdbridge/scsi"
 )
 
@@ -84,8 +85,8 @@ type SharedStatus struct {
 // ChannelStatus is one connection.
 type ChannelStatus struct {
 	Address  string `json:"address"`
-	State    string `json:"state"` // connected, lost, connecting
-	InFlight int    `json:"in_flight"`
+	State    string `json:"state"`     // connected, lost, connecting
+	InFlight int64  `json:"in_flight"` // bytes, about
 }
 
 // OpStatus counts one kind of operation. Latencies are in microseconds, of those that succeeded.
@@ -141,15 +142,32 @@ func (d *Disk) Status() DiskStatus {
 
 // describe fills in what the connection knows.
 func (r *Remote) describe(s *DiskStatus) {
-	i, n := r.Info(), r.conn.Info()
-	s.OnLoss = "fail"
-	s.Server = &ServerStatus{Address: i.Server, GUID: FormatGUID(n.ServerGUID), Dialect: i.Dialect, Signing: i.Signing, Sealing: i.Cipher, User: i.User, Transport: "tcp"}
-	s.Handle = &HandleStatus{Kind: "none"}
-	c := ChannelStatus{Address: i.Server, State: "connected"}
-	if err := r.conn.Err(); err != nil {
-		c.State, s.State, s.LastError = "lost", StateFailed, err.Error()
+	l := r.link.Status()
+	i := r.Info()
+	s.OnLoss, s.Since, s.Losses, s.Reconnects, s.Repeated = r.onLoss.String(), l.Since, l.Losses, l.Reconnects, l.Repeated
+	s.State = [...]string{link.Connected: StateConnected, link.Reconnecting: StateReconnecting, link.Failed: StateFailed, link.Closed: StateClosed}[l.State]
+	s.Attempt = l.Attempt
+	if !l.NextTry.IsZero() {
+		s.NextTry = &l.NextTry
 	}
-	s.Channels = []ChannelStatus{c}
+	switch {
+	case l.LastError != nil:
+		s.LastError = l.LastError.Error()
+	case l.Fence != nil:
+		s.State, s.LastError = StateFenced, l.Fence.Error()
+	}
+	s.Server = &ServerStatus{Address: l.Server.Address, GUID: FormatGUID(l.Server.GUID), Dialect: i.Dialect, Signing: i.Signing, Sealing: i.Cipher, User: i.User, Transport: "tcp"}
+	if len(r.addrs) > 1 {
+		s.Server.Addresses = r.addrs
+	}
+	s.Handle = &HandleStatus{Kind: l.Lasting.Kind.String(), Timeout: l.Lasting.Timeout}
+	for _, c := range l.Channels {
+		state := "connected"
+		if !c.Connected {
+			state = "lost"
+		}
+		s.Channels = append(s.Channels, ChannelStatus{Address: c.Address, State: state, InFlight: c.InFlight})
+	}
 }
 
 // ReservationStatus is what the server says about the reservations of a shared disk.

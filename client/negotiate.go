@@ -51,12 +51,13 @@ type Info struct {
 	MaxWrite     int
 	MaxTransact  int
 	SystemTime   uint64 // FILETIME of the server at negotiation
+	StartTime    uint64 // FILETIME of when it was started; 0: it does not say
 }
 
 // Info returns what was negotiated.
 func (c *Conn) Info() Info {
 	n := &c.neg
-	return Info{c.addr, c.server, n.dialect, n.cipher, n.signing, n.serverGUID, n.serverCaps, n.maxRead, n.maxWrite, n.maxTransact, n.systemTime}
+	return Info{c.addr, c.server, n.dialect, n.cipher, n.signing, n.serverGUID, n.serverCaps, n.maxRead, n.maxWrite, n.maxTransact, n.systemTime, n.started}
 }
 
 // Dial connects to addr, "host" or "host:port", and negotiates. The context covers both, not the life of the connection. An error that matches

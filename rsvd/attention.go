@@ -87,6 +87,7 @@ func (d *Disk) attend(ctx context.Context, ua attention, cause error, attempt in
 	if ua == attentionAny {
 		ua = d.requestSense(ctx)
 	}
+	d.met.Or(1 << ua)
 	if attempt >= maxAttentions {
 		return false, cause
 	}
@@ -133,12 +134,16 @@ func (d *Disk) refreshSize(ctx context.Context) error {
 	if info.SectorSize != d.sectorSize || info.VirtualSize > maxDisk || info.VirtualSize%uint64(d.sectorSize) != 0 {
 		return fmt.Errorf("%w: the disk changed to %d bytes in sectors of %d", ErrProtocol, info.VirtualSize, info.SectorSize)
 	}
-	size := int64(info.VirtualSize)
+	d.resized(int64(info.VirtualSize))
+	return nil
+}
+
+// resized takes over the size that the server has told.
+func (d *Disk) resized(size int64) {
 	if old := d.size.Swap(size); old != size {
 		d.log.Info("the disk has another size", "path", d.path, "old", old, "new", size)
 		if d.opts.OnResize != nil {
 			d.opts.OnResize(size)
 		}
 	}
-	return nil
 }

@@ -293,7 +293,17 @@ func (d *Disk) CompareAndWrite(ctx context.Context, off int64, compare, write []
 		return fmt.Errorf("compare and write of %d and %d bytes: %w", len(compare), len(write), ErrRange)
 	}
 	cdb := scsi.CompareAndWrite(uint64(off)>>d.sectorBits, uint8(blocks), fua)
-	_, err := d.command(ctx, cdb, append(append(make([]byte, 0, 2*len(write)), compare...), write...), nil, true)
+	both := append(append(make([]byte, 0, 2*len(write)), compare...), write...)
+	_, err := d.command(ctx, cdb, both, nil, true)
+	for range interruptions {
+		if !interrupted(err) {
+			break
+		}
+		if aerr := d.wasSwapped(ctx, off, compare); aerr != nil {
+			return fmt.Errorf("compare and write: %w: %w", aerr, err)
+		}
+		_, err = d.command(ctx, cdb, both, nil, true)
+	}
 	return err
 }
 

@@ -54,11 +54,12 @@ type Options struct {
 
 // Disk is an open shared virtual disk. All methods may be called at the same time. It fits the contract of docs/architecture.md.
 type Disk struct {
-	file    File
-	path    string
-	opts    Options
-	log     *slog.Logger
-	version uint32 // of the open context that the server took
+	file     File
+	controls controller // file, if it is one
+	path     string
+	opts     Options
+	log      *slog.Logger
+	version  uint32 // of the open context that the server took
 
 	serverVersion uint32
 	requestID     atomic.Uint64
@@ -79,6 +80,8 @@ type Disk struct {
 	noUnmap  atomic.Bool
 	noStatus atomic.Bool // no GET LBA STATUS
 	caps     capabilities
+	met      atomic.Uint32 // unit attentions that were met: bits by attention
+	standing standing
 
 	calls  sync.Pool // *call
 	closed atomic.Bool
@@ -180,6 +183,7 @@ func (d *Disk) tryOpen(ctx context.Context, create CreateFunc, version uint32) e
 		return errors.Join(errNoContext, f.Close())
 	}
 	d.file, d.version = f, version
+	d.controls, _ = f.(controller)
 	if reply != nil {
 		d.version = reply.Version
 		if reply.Version == tunnel.Version2 {

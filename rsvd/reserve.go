@@ -11,7 +11,8 @@ import (
 
 // Persistent reservations. A registration belongs to the initiator that the disk was opened with, not to this connection. The server drops it with the
 // initiator's last open. What conflicts is ErrReservationConflict. None of the commands is repeated by itself after it may have been carried
-// out: PERSISTENT RESERVE OUT is not idempotent. SPC-4 5.13
+// out: PERSISTENT RESERVE OUT is not idempotent. If the connection was lost meanwhile, what is registered and reserved then tells whether it was; where it does not, the error is
+// ErrUndecided. SPC-4 5.13
 
 // Register registers newKey in the place of key (0 if none is registered); newKey 0 gives the registration up. aptpl asks that registrations survive
 // a loss of power.
@@ -65,6 +66,20 @@ func (d *Disk) reserveBytes(ctx context.Context, action scsi.PROutAction, t scsi
 	_, err := d.command(ctx, cdb, list, nil, true)
 	if errors.Is(err, ErrPreempted) && (action == scsi.PRRegister || action == scsi.PRRegisterAndIgnore) {
 		// To register again is what one does after having been preempted. The command was not carried out: a unit attention comes first.
+		_, err = d.command(ctx, cdb, list, nil, true)
+	}
+	for range interruptions {
+		if !interrupted(err) {
+			break
+		}
+		done, aerr := d.wasReserved(ctx, action, t, list)
+		if aerr != nil {
+			return fmt.Errorf("%v: %w: %w", action, aerr, err)
+		}
+		if done {
+			err = nil
+			break
+		}
 		_, err = d.command(ctx, cdb, list, nil, true)
 	}
 	if err != nil {

@@ -58,7 +58,7 @@ func (d *Disk) exchange(ctx context.Context, c *call, out, in []byte) (int, erro
 	}
 	h := tunnel.RequestHeader{Op: tunnel.OpSCSI, RequestID: d.requestID.Add(1)}
 	r.Append(h.Append(c.req[:0]))
-	got, err := d.file.Ioctl(ctx, tunnel.FsctlSyncTunnelRequest, c.req[:], out, c.rep[:], in)
+	got, err := d.control(ctx, kindOfCDB(&c.cdb), c.req[:], out, c.rep[:], in)
 	if err != nil {
 		return 0, wrap("SCSI", err)
 	}

@@ -9,12 +9,12 @@ import (
 )
 
 // operate sends one operation through the tunnel and returns what follows the header of the reply, of which resp bytes are expected
-// at most. It is for the small operations; SCSI has its own path, without allocation.
+// at most. It is for the small operations, which only ask; SCSI has its own path, without allocation.
 func (d *Disk) operate(ctx context.Context, op tunnel.OpCode, body []byte, resp int) ([]byte, error) {
 	id := d.requestID.Add(1)
 	req := (&tunnel.RequestHeader{Op: op, RequestID: id}).Append(make([]byte, 0, tunnel.HeaderSize))
 	out := make([]byte, max(tunnel.HeaderSize+resp, smallReply))
-	n, err := d.file.Ioctl(ctx, tunnel.FsctlSyncTunnelRequest, req, body, out, nil)
+	n, err := d.control(ctx, KindRead, req, body, out, nil)
 	if err != nil {
 		return nil, wrap(op.String(), err)
 	}

@@ -56,7 +56,7 @@ func (c *conn) negotiateReply(d wire.Dialect) *wire.NegotiateResponse {
 	size := uint32(c.srv.lim.MaxIO)
 	return &wire.NegotiateResponse{SecurityMode: wire.NegotiateSigningEnabled | wire.NegotiateSigningRequired, Dialect: d,
 		ServerGUID: c.srv.guid, Capabilities: wire.CapLargeMTU, MaxTransactSize: size, MaxReadSize: size, MaxWriteSize: size,
-		SystemTime: fscc.Filetime(time.Now()), SecurityBuffer: c.srv.newAcceptor().Hint()}
+		SystemTime: fscc.Filetime(time.Now()), ServerStartTime: fscc.Filetime(c.srv.started), SecurityBuffer: c.srv.newAcceptor().Hint()}
 }
 
 // negotiate handles SMB2 NEGOTIATE. [MS-SMB2] 3.3.5.4

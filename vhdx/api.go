@@ -45,6 +45,7 @@ type Disk struct {
 	locator *ParentLocator
 	space   *space
 	session *session
+	opened  knownHeaders // when it was opened
 	commit  *committer
 
 	// A block gets its place, and loses it, under the lock of its stripe. Reads and writes of blocks that have a place take none.
@@ -138,10 +139,11 @@ func (d *Disk) open(ctx context.Context, b Backing, p *image, o *Options) error 
 	if p.params.hasParent {
 		d.bits = newBitmapTable(d.bat, maxBitPages)
 	}
+	d.opened = knownHeaders{current: p.headers.h[p.headers.current], slot: p.headers.current}
 	if o.ReadOnly {
 		return nil
 	}
-	d.session = newSession(b, p.headers.h[p.headers.current], p.headers.current)
+	d.session = newSession(b, d.opened.current, d.opened.slot)
 	if err := d.recover(ctx, p); err != nil {
 		return err
 	}

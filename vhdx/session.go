@@ -17,10 +17,14 @@ type session struct {
 	current  header
 	slot     int
 	fileGUID bool // FileWriteGuid is new
+
+	known atomic.Pointer[knownHeaders] // follows what is written
 }
 
 func newSession(b Backing, current header, slot int) *session {
-	return &session{b: b, sem: make(chan struct{}, 1), current: current, slot: slot}
+	s := &session{b: b, sem: make(chan struct{}, 1), current: current, slot: slot}
+	s.known.Store(&knownHeaders{current: current, slot: slot})
+	return s
 }
 
 func (s *session) lock(ctx context.Context) error {
@@ -74,6 +78,8 @@ func (s *session) update(ctx context.Context, h header) error {
 		var b [headerSize]byte
 		h.encode(b[:])
 		slot := 1 - s.slot
+		pending := h
+		s.known.Store(&knownHeaders{s.current, s.slot, &pending})
 		err := writeFull(ctx, s.b, b[:], headerOffset(slot))
 		if err == nil {
 			err = s.b.Flush(ctx)
@@ -82,6 +88,7 @@ func (s *session) update(ctx context.Context, h header) error {
 			return fmt.Errorf("update the header: %w", err)
 		}
 		s.current, s.slot, s.fileGUID = h, slot, true
+		s.known.Store(&knownHeaders{current: h, slot: slot})
 	}
 	return nil
 }

@@ -15,8 +15,6 @@ var (
 	ErrOpenGone = errors.New("the server has not kept the open")
 	// ErrWritesLost is what a Flush is told, once, when writes that were acknowledged but not flushed may be gone.
 	ErrWritesLost = errors.New("the server was restarted, or does not say that it was not, and what was written since the last flush may be lost")
-	// ErrOtherServer: somebody else answers at the address.
-	ErrOtherServer = errors.New("it is another server")
 	// ErrFenced is matched by every FencedError.
 	ErrFenced = errors.New("shut out")
 )
@@ -71,9 +69,11 @@ func (e *FinalError) Unwrap() error { return e.Err }
 func otherServer(was, is Server) error {
 	switch {
 	case was.GUID != is.GUID:
-		return fmt.Errorf("%w: %s answers with the GUID %x, and the disk is at %x", ErrOtherServer, is.Address, is.GUID[:], was.GUID[:])
+		return fmt.Errorf("%w: %s answers with the GUID %x, and the disk is at the server %x", client.ErrOtherServer, is.Address, is.GUID[:], was.GUID[:])
 	case was.Dialect != is.Dialect:
-		return fmt.Errorf("%w: %s speaks SMB %v now, and spoke %v", ErrOtherServer, is.Address, is.Dialect, was.Dialect)
+		return fmt.Errorf("%w: %s speaks SMB %v now, and spoke %v", client.ErrOtherServer, is.Address, is.Dialect, was.Dialect)
+	case was.Cipher != is.Cipher || was.Signing != is.Signing:
+		return fmt.Errorf("%w: %s protects messages with %v and %v now, and did with %v and %v", client.ErrOtherServer, is.Address, is.Signing, is.Cipher, was.Signing, was.Cipher)
 	}
 	return nil
 }

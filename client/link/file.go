@@ -2,7 +2,9 @@ package link
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +40,6 @@ const (
 type incarnation struct {
 	h      Handle
 	w      Way
-	began  time.Time
 	lostAt time.Time   // when its predecessor was lost; zero for the first
 	useful atomic.Bool // something was done by it
 	lossy  atomic.Bool // it was lost, and its server may have lost what it acknowledged
@@ -55,6 +56,8 @@ type File struct {
 	protected atomic.Bool
 	cur       atomic.Pointer[incarnation] // nil while there is no way
 	prev      *incarnation                // the last one; under l.mu
+	closed    bool                        // under l.mu
+	unsure    wire.GUID                   // CreateGuid of an open that the server may have made; of the link's goroutine
 	fence     atomic.Pointer[FencedError]
 	repeated  atomic.Uint64
 	ledger    ledger
@@ -70,18 +73,34 @@ type File struct {
 // maxRepeats bounds how often one request is sent: it may be what makes the server fail.
 const maxRepeats = 32
 
-// Protect makes the File outlive its connection from now on. It is called once, and not for two files of one Link.
+// Protect makes the File outlive its connection from now on. It is called once. The hook Alive of the first File of a Link is the one that counts.
 func (f *File) Protect(hooks Hooks) {
 	l := f.l
 	f.hooks = hooks
 	in := f.cur.Load()
 	f.setLast(in.h, in.w)
-	l.mu.Lock()
-	l.file, f.prev = f, in
-	l.mu.Unlock()
 	f.protected.Store(true)
-	l.wg.Go(l.run)
-	l.wg.Go(l.pulse)
+	l.mu.Lock()
+	if l.state == Closed || f.closed {
+		l.mu.Unlock()
+		return
+	}
+	f.prev = in
+	first := len(l.files) == 0
+	l.files = append(slices.Clip(l.files), f)
+	if first && !l.runs {
+		l.runs = true
+		l.wg.Go(l.run)
+		l.wg.Go(func() { l.pulse(hooks.Alive) })
+	}
+	w, late := l.way, l.way != in.w || l.state != Connected
+	if late {
+		f.cur.Store(nil)
+	}
+	l.mu.Unlock()
+	if late { // everything is got back once more, and this with it
+		l.lose(w, errors.New("a file was opened on a connection that is lost"))
+	}
 }
 
 func (f *File) setLast(h Handle, w Way) {
@@ -95,6 +114,9 @@ func (f *File) lasting() Lasting {
 	defer f.mu.Unlock()
 	return f.kind
 }
+
+// Name is the name relative to the share.
+func (f *File) Name() string { return f.name }
 
 // Reply is the reply to the newest CREATE.
 func (f *File) Reply() wire.CreateResponse {
@@ -116,6 +138,9 @@ func (f *File) await(ctx context.Context, change bool) (*incarnation, error) {
 	for {
 		l.mu.Lock()
 		in, refuse, changed, lastErr := f.cur.Load(), l.refuse, l.changed, l.lastErr
+		if f.closed {
+			in, refuse = nil, ErrClosed
+		}
 		l.mu.Unlock()
 		if in != nil {
 			if e := f.fence.Load(); e != nil && change {
@@ -139,13 +164,31 @@ func (f *File) again(in *incarnation, err error, tries int) bool {
 	if !f.protected.Load() || !f.l.cfg.Policy.hold || !isLoss(err) {
 		return false
 	}
-	f.l.lose(in, err)
+	if errors.Is(err, client.ErrOutcomeUnknown) && in.w.Err() == nil {
+		return true // the session lives on other channels
+	}
+	f.l.lose(in.w, err)
 	if tries >= maxRepeats {
 		f.l.log.Error("a request is given up: the connection was lost each time when it was sent", "times", tries+1, "err", err)
 		return false
 	}
-	f.repeated.Add(1)
 	return true
+}
+
+// interrupted waits until a request that must not be repeated cannot be carried out any more, and makes its error.
+func (f *File) interrupted(ctx context.Context, change bool, cause error) error {
+	for tries := 0; ; tries++ {
+		in, err := f.use(ctx, change)
+		if err != nil {
+			return err
+		}
+		if err = in.h.Settle(ctx); err == nil {
+			return &InterruptedError{cause}
+		}
+		if !f.again(in, err, tries) {
+			return errors.Join(cause, err)
+		}
+	}
 }
 
 // done notes that something was done.
@@ -172,6 +215,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		if !f.again(in, err, tries) {
 			return n, err
 		}
+		f.repeated.Add(1)
 	}
 }
 
@@ -193,6 +237,7 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 		if !f.again(in, err, tries) {
 			return n, err
 		}
+		f.repeated.Add(1)
 	}
 }
 
@@ -214,6 +259,7 @@ func (f *File) Flush(ctx context.Context) error {
 		if !f.again(in, err, tries) {
 			return err
 		}
+		f.repeated.Add(1)
 	}
 }
 
@@ -237,7 +283,13 @@ func (f *File) Control(ctx context.Context, kind Kind, code uint32, in1, in2, ou
 		if err != nil {
 			return 0, err
 		}
-		n, err := in.h.Ioctl(ctx, code, in1, in2, out1, out2)
+		once := kind == Once || kind == OnceWrite
+		var n int
+		if once {
+			n, err = in.h.Ioctl(ctx, code, in1, in2, out1, out2)
+		} else {
+			n, err = in.h.IoctlIdempotent(ctx, code, in1, in2, out1, out2)
+		}
 		if err == nil {
 			if (kind == Write || kind == OnceWrite) && f.ledger.wrote(in) && kind == Write {
 				continue
@@ -251,13 +303,10 @@ func (f *File) Control(ctx context.Context, kind Kind, code uint32, in1, in2, ou
 		if !f.again(in, err, tries) {
 			return n, err
 		}
-		if kind == Once || kind == OnceWrite {
-			f.repeated.Add(^uint64(0)) // not after all
-			if _, werr := f.await(ctx, change); werr != nil {
-				return 0, werr
-			}
-			return 0, &InterruptedError{err}
+		if once {
+			return 0, f.interrupted(ctx, change, err)
 		}
+		f.repeated.Add(1)
 	}
 }
 
@@ -278,6 +327,7 @@ func (f *File) do(ctx context.Context, change bool, op func(h Handle) error) err
 		if !f.again(in, err, tries) {
 			return err
 		}
+		f.repeated.Add(1)
 	}
 }
 
@@ -334,14 +384,15 @@ func (f *File) Fenced() error {
 // Close ends the open. If the server is lost just then, the error says so.
 func (f *File) Close() error {
 	f.closeOnce.Do(func() {
-		if f.protected.Load() {
-			f.l.shut()
-		}
-		in := f.cur.Load()
+		l := f.l
+		l.mu.Lock()
+		f.closed = true
+		l.files = slices.DeleteFunc(slices.Clone(l.files), func(x *File) bool { return x == f })
+		in, err := f.cur.Swap(nil), l.lastErr
+		l.notify()
+		l.mu.Unlock()
 		if in == nil {
-			f.l.mu.Lock()
-			f.closeErr = &LostError{f.l.lastErr}
-			f.l.mu.Unlock()
+			f.closeErr = &LostError{err}
 			return
 		}
 		f.closeErr = in.h.Close()

@@ -52,7 +52,7 @@ const (
 	Closed
 )
 
-// Link keeps the way to one server and one share. Its methods may be called from any goroutine.
+// Link keeps the way to one server and one share, and the opens there. Its methods may be called from any goroutine.
 type Link struct {
 	cfg    Config
 	log    *slog.Logger
@@ -61,15 +61,16 @@ type Link struct {
 	wg     sync.WaitGroup
 	kick   chan struct{} // capacity 1: the current way was found lost
 
-	file *File // constant once it is protected
-
 	mu        sync.Mutex
 	changed   chan struct{} // closed, and replaced, when something that requests wait for changes
+	files     []*File       // protected, and not closed
 	state     State
 	since     time.Time
 	refuse    error // what requests that find no way get at once; nil: they wait
 	hasty     bool  // GiveUp was called
+	runs      bool  // the goroutines were started
 	way       Way   // the current one, or the last
+	lost      Way   // the last one that was lost
 	first     Server
 	session   uint64
 	turn      int // index of the address that is tried next
@@ -143,7 +144,7 @@ func (l *Link) Open(ctx context.Context, name string, opts client.OpenOptions) (
 	}
 	f := &File{l: l, name: name, opts: opts}
 	f.last = h
-	f.cur.Store(&incarnation{h: h, w: w, began: time.Now()})
+	f.cur.Store(&incarnation{h: h, w: w})
 	return f, nil
 }
 
@@ -154,28 +155,34 @@ func (l *Link) notify() {
 }
 
 // lose ends the use of a way, because of err. The first one who finds out does it.
-func (l *Link) lose(in *incarnation, err error) {
+func (l *Link) lose(w Way, err error) {
 	l.mu.Lock()
-	if l.state != Connected || !l.file.cur.CompareAndSwap(in, nil) {
+	if l.state != Connected || l.way != w {
 		l.mu.Unlock()
 		return
 	}
-	if time.Since(in.began) < short && !in.useful.Load() {
+	useful := false
+	for _, f := range l.files {
+		if in := f.cur.Swap(nil); in != nil {
+			useful = useful || in.useful.Load()
+		}
+	}
+	if time.Since(l.since) < short && !useful {
 		l.flaps++
 	} else {
 		l.flaps = 0
 	}
-	l.state, l.since, l.lastErr, l.attempts = Reconnecting, time.Now(), err, 0
+	l.state, l.since, l.lastErr, l.attempts, l.lost = Reconnecting, time.Now(), err, 0, w
 	l.losses++
 	if l.hasty {
 		l.refuse = &LostError{err}
 	}
 	if after := l.cfg.Policy.after; after > 0 {
-		l.deadline = time.AfterFunc(after, func() { l.tooLong(in) })
+		l.deadline = time.AfterFunc(after, func() { l.tooLong(w) })
 	}
 	l.notify()
 	l.mu.Unlock()
-	l.log.Warn("the server is lost; requests wait for it as --on-loss has it", "server", in.w.Server().Address, "on_loss", l.cfg.Policy.String(), "cause", err)
+	l.log.Warn("the server is lost; requests wait for it as --on-loss has it", "server", w.Server().Address, "on_loss", l.cfg.Policy.String(), "cause", err)
 	select {
 	case l.kick <- struct{}{}:
 	default:
@@ -183,19 +190,16 @@ func (l *Link) lose(in *incarnation, err error) {
 }
 
 // tooLong is called when the server has been lost for as long as the policy allows. lost is what was lost then.
-func (l *Link) tooLong(lost *incarnation) {
+func (l *Link) tooLong(lost Way) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state != Reconnecting || l.lostAt() != lost {
+	if l.state != Reconnecting || l.lost != lost {
 		return
 	}
 	l.log.Error("the server has not come back; requests fail until it does", "after", l.cfg.Policy.after, "cause", l.lastErr)
 	l.refuse = &LostError{l.lastErr}
 	l.notify()
 }
-
-// lostAt is the incarnation that was lost last. mu is held.
-func (l *Link) lostAt() *incarnation { return l.file.prev }
 
 // GiveUp makes requests fail at once that wait for the server, now and from now on. It is for the end, when nobody has time to wait.
 func (l *Link) GiveUp() {
@@ -211,38 +215,31 @@ func (l *Link) GiveUp() {
 // run looks after the way until Close.
 func (l *Link) run() {
 	for {
-		in := l.file.cur.Load()
-		var gone <-chan struct{}
-		if in != nil {
-			gone = in.w.Done()
-		}
+		w := l.Way()
 		select {
 		case <-l.ctx.Done():
 			return
-		case <-gone:
+		case <-w.Done():
 			if !l.cfg.Policy.hold {
-				l.fail(in.w.Err())
+				l.fail(w.Err())
 				return
 			}
-			l.lose(in, in.w.Err())
+			l.lose(w, w.Err())
 		case <-l.kick:
 		}
-		if l.file.cur.Load() == nil && !l.recover() {
+		l.mu.Lock()
+		lost := l.state == Reconnecting
+		l.mu.Unlock()
+		if lost && !l.recover() {
 			return
 		}
 	}
 }
 
-// pulse calls the hook now and then, so that a connection that is dead without a word is noticed although nobody uses it.
-func (l *Link) pulse() {
-	alive := l.file.hooks.Alive
+// pulse asks for a sign of life now and then, so that a connection that is dead without a word is noticed although nobody uses it.
+func (l *Link) pulse(alive func(context.Context) error) {
 	if alive == nil {
-		alive = func(ctx context.Context) error {
-			if in := l.file.cur.Load(); in != nil {
-				return in.w.Echo(ctx)
-			}
-			return nil
-		}
+		alive = func(ctx context.Context) error { return l.Way().Echo(ctx) }
 	}
 	t := time.NewTicker(l.cfg.Pulse)
 	defer t.Stop()
@@ -311,7 +308,7 @@ type Status struct {
 	NextTry    time.Time
 	LastError  error
 	Server     Server
-	Lasting    Lasting
+	Lasting    Lasting // the most lasting open
 	Channels   []Channel
 	Losses     uint64
 	Reconnects uint64
@@ -329,7 +326,7 @@ func (l *Link) Status() Status {
 	if l.state == Reconnecting {
 		s.Attempt, s.NextTry = l.attempts, l.nextTry
 	}
-	w := l.way
+	w, files := l.way, l.files
 	l.mu.Unlock()
 	if w != nil {
 		s.Server = w.Server()
@@ -337,9 +334,11 @@ func (l *Link) Status() Status {
 			s.Channels = w.Channels()
 		}
 	}
-	if f := l.file; f != nil {
-		s.Repeated = f.repeated.Load()
-		s.Lasting = f.lasting()
+	for _, f := range files {
+		s.Repeated += f.repeated.Load()
+		if v := f.lasting(); v.Kind >= s.Lasting.Kind {
+			s.Lasting = v
+		}
 		if e := f.fence.Load(); e != nil {
 			s.Fence = e
 		}

@@ -2,12 +2,15 @@ package link
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mrand "math/rand/v2"
 	"time"
 
+	"vdbridge/client"
 	"vdbridge/smb/ntstatus"
+	"vdbridge/smb/wire"
 )
 
 // recover gets the server back, however long it takes. False means that this has ended, by Close or for good.
@@ -53,7 +56,7 @@ func (l *Link) recover() bool {
 			l.mu.Unlock()
 			refused = refused || isAuth(err)
 			l.log.Debug("the server is not back", "server", addr, "attempt", n, "err", err)
-			if errors.Is(err, ErrOtherServer) && told != err.Error() {
+			if errors.Is(err, client.ErrOtherServer) && told != err.Error() {
 				told = err.Error()
 				l.log.Error("the address answers, but nothing is sent there", "server", addr, "err", err)
 			}
@@ -69,7 +72,7 @@ func (l *Link) pause(began time.Time, wait time.Duration) bool {
 	if time.Since(began) < patience && wait < authWait {
 		wait = min(wait, soonWait)
 	}
-	wait = wait/2 + rand.N(wait) // half to one and a half of it
+	wait = wait/2 + mrand.N(wait) // half to one and a half of it
 	l.mu.Lock()
 	l.nextTry = time.Now().Add(wait)
 	l.mu.Unlock()
@@ -122,9 +125,37 @@ func (l *Link) attempt(addr string) error {
 	return nil
 }
 
-// takeUp gets the open back on a new way, and lets requests go on there.
+// takeUp gets the opens back on a new way, and lets requests go on there.
 func (l *Link) takeUp(ctx context.Context, w Way) error {
-	f := l.file
+	l.mu.Lock()
+	files := l.files
+	l.mu.Unlock()
+	list := make([]back, 0, len(files))
+	for _, f := range files {
+		b, err := f.takeUp(ctx, w)
+		if err != nil {
+			return err
+		}
+		list = append(list, b)
+	}
+	if err := w.Err(); err != nil {
+		return err
+	}
+	l.publish(w, list)
+	return nil
+}
+
+// back is a File that can be used again.
+type back struct {
+	f     *File
+	in    *incarnation
+	safe  bool // what was acknowledged is there
+	fence *FencedError
+}
+
+// takeUp gets the open back on a new way.
+func (f *File) takeUp(ctx context.Context, w Way) (back, error) {
+	l := f.l
 	var h Handle
 	var err error
 	kept := false
@@ -134,14 +165,14 @@ func (l *Link) takeUp(ctx context.Context, w Way) error {
 		case err == nil:
 			kept = true
 		case !errors.Is(err, ErrOpenGone):
-			return fmt.Errorf("get the open back: %w", err)
+			return back{}, fmt.Errorf("get the open back: %w", err)
 		default:
 			l.log.Warn("the server has not kept the open, so a new one is made", "server", w.Server().Address, "err", err)
 		}
 	}
 	if h == nil {
-		if h, err = w.Open(ctx, f.name, f.opts); err != nil {
-			return fmt.Errorf("open again: %w", err)
+		if h, err = f.openAgain(ctx, w); err != nil {
+			return back{}, fmt.Errorf("open again: %w", err)
 		}
 	}
 	f.setLast(h, w)
@@ -150,39 +181,63 @@ func (l *Link) takeUp(ctx context.Context, w Way) error {
 	var fence *FencedError
 	if verify := f.hooks.Verify; verify != nil {
 		if err := verify(ctx, h, kept); err != nil && !errors.As(err, &fence) {
-			return fmt.Errorf("look at the disk again: %w", err)
+			return back{}, fmt.Errorf("look at the disk again: %w", err)
 		}
 	}
-	if err := w.Err(); err != nil {
-		return err
+	return back{f, &incarnation{h: h, w: w}, safe, fence}, nil
+}
+
+// openAgain opens the file anew. If the server may have done that for an attempt whose reply got lost, it is asked for that open.
+func (f *File) openAgain(ctx context.Context, w Way) (Handle, error) {
+	opts := f.opts
+	if opts.Durable != nil {
+		d := *opts.Durable
+		if d.Replay = f.unsure != (wire.GUID{}); !d.Replay {
+			_, _ = rand.Read(f.unsure[:]) // never fails
+		}
+		d.CreateGUID = f.unsure
+		opts.Durable = &d
 	}
-	l.publish(&incarnation{h: h, w: w, began: time.Now(), lostAt: l.since}, fence, safe)
-	return nil
+	h, err := w.Open(ctx, f.name, opts)
+	if _, answered := ntstatus.Of(err); err == nil || answered {
+		f.unsure = wire.GUID{}
+	}
+	return h, err
 }
 
 // publish lets requests go on.
-func (l *Link) publish(in *incarnation, fence *FencedError, safe bool) {
-	f := l.file
+func (l *Link) publish(w Way, list []back) {
+	var closed []Handle
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	defer func() {
+		l.mu.Unlock()
+		for _, h := range closed {
+			_ = h.Close() // its File was closed in the meantime
+		}
+	}()
 	if l.state == Closed {
 		return // Close ends the way
 	}
-	if !safe {
-		l.first.Started = in.w.Server().Started
-		if f.lossy() {
-			l.log.Error("the server may have lost what was written since the last flush; the next flush fails, to say so", "server", in.w.Server().Address)
+	l.first.Started = w.Server().Started
+	for _, b := range list {
+		f := b.f
+		if f.closed {
+			closed = append(closed, b.in.h)
+			continue
 		}
-	}
-	if fence != nil {
-		f.fence.Store(fence)
-		l.log.Error("shut out: what was under way is given up, and nothing is written until this is settled", "why", fence.Err)
+		if !b.safe && f.lossy() {
+			l.log.Error("the server may have lost what was written since the last flush; the next flush fails, to say so", "server", w.Server().Address)
+		}
+		if b.fence != nil {
+			f.fence.Store(b.fence)
+			l.log.Error("shut out: what was under way is given up, and nothing is written until this is settled", "why", b.fence.Err)
+		}
+		b.in.lostAt = l.since
+		f.prev = b.in
+		f.cur.Store(b.in)
 	}
 	l.stopDeadline()
-	l.state, l.refuse, l.lastErr = Connected, nil, nil
-	in.lostAt, l.since = l.since, time.Now()
+	l.state, l.since, l.refuse, l.lastErr = Connected, time.Now(), nil, nil
 	l.back++
-	f.prev = in
-	f.cur.Store(in)
 	l.notify()
 }

@@ -15,6 +15,10 @@ type Handle interface {
 	WriteAt(ctx context.Context, p []byte, off int64) (int, error)
 	Flush(ctx context.Context) error
 	Ioctl(ctx context.Context, code uint32, in1, in2, out1, out2 []byte) (int, error)
+	// IoctlIdempotent is Ioctl for what may be carried out twice.
+	IoctlIdempotent(ctx context.Context, code uint32, in1, in2, out1, out2 []byte) (int, error)
+	// Settle returns when nothing that was sent over lost connections can be carried out any more.
+	Settle(ctx context.Context) error
 	Size(ctx context.Context) (int64, error)
 	Truncate(ctx context.Context, size int64) error
 	ZeroRange(ctx context.Context, off, n int64) error
@@ -55,11 +59,15 @@ type Server struct {
 	Address string
 	GUID    wire.GUID
 	Dialect wire.Dialect
+	Cipher  wire.Cipher
+	Signing wire.SigningAlgorithm
 	Started uint64 // when it was started, in its own words; 0: it does not say
 }
 
 // sameRun says whether o is the same server and has been running all the time.
-func (s Server) sameRun(o Server) bool { return s.GUID == o.GUID && s.Started != 0 && s.Started == o.Started }
+func (s Server) sameRun(o Server) bool {
+	return s.GUID == o.GUID && s.Started != 0 && s.Started == o.Started
+}
 
 // Lasting says what an open survives.
 type Lasting struct {
@@ -84,5 +92,5 @@ func (k LastingKind) String() string { return [...]string{"none", "durable", "pe
 type Channel struct {
 	Address   string
 	Connected bool
-	InFlight  int
+	InFlight  int64 // bytes, about
 }

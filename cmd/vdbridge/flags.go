@@ -18,6 +18,7 @@ const (
 	catLogon      = "Logging on"
 	catConnection = "Connection"
 	catDisk       = "Disk"
+	catLoss       = "Losing the server"
 )
 
 // connectionFlags are those of every command that takes a URL.
@@ -49,6 +50,41 @@ func diskFlags() []cli.Flag {
 		&cli.StringFlag{Name: "io", Usage: "data path of a shared disk: smb (READ and WRITE), scsi (CDBs in the tunnel), auto", Value: "auto", Category: catDisk},
 		&cli.UintFlag{Name: "rsvd-version", Usage: "insist on version 1 or 2 of MS-RSVD; 0 tries 2, then 1", Category: catDisk},
 	)
+}
+
+// lossFlags are those of the commands that go on until they are ended, and so see servers come and go.
+func lossFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "on-loss", Usage: "what requests do while the server is lost: hold (wait until it is back), fail-after=`TIME` (wait that long), fail (the attachment ends)", Value: "hold", Category: catLoss},
+		&cli.StringSliceFlag{Name: "server-address", Usage: "further `HOST:PORT` of the same server, tried in turn after that of the URL; may be given several times", Category: catLoss},
+		&cli.StringFlag{Name: "handle", Usage: "what the open at the server shall survive: persistent (also the server's restart), durable (a lost connection), none; auto: as much as the server grants", Value: "auto", Category: catLoss},
+		&cli.StringFlag{Name: "channels", Usage: "how many connections to use at once, up to 32, or to which addresses: `N|HOST:PORT,…`", Category: catConnection},
+	}
+}
+
+// loss reads the lossFlags.
+func loss(c *cli.Context, o *bridge.Options) (err error) {
+	if s := c.String("on-loss"); s != "" {
+		if o.OnLoss, err = bridge.ParseOnLoss(s); err != nil {
+			return err
+		}
+	}
+	if s := c.String("handle"); s != "" {
+		if o.Handle, err = bridge.ParseHandleKind(s); err != nil {
+			return err
+		}
+	}
+	for _, a := range c.StringSlice("server-address") {
+		addr, err := bridge.ParseServerAddress(a)
+		if err != nil {
+			return err
+		}
+		o.ServerAddresses = append(o.ServerAddresses, addr)
+	}
+	if s := c.String("channels"); s != "" {
+		o.Channels, err = bridge.ParseChannels(s)
+	}
+	return err
 }
 
 // initiatorFlags choose who we are.
@@ -106,7 +142,7 @@ func options(c *cli.Context, level slog.Level) (bridge.Options, error) {
 		o.InitiatorID = &id
 	}
 	o.ReadOnly = c.Bool("read-only")
-	return o, nil
+	return o, loss(c, &o)
 }
 
 // readyFlags are those of the commands that go on until they are ended.

@@ -31,7 +31,7 @@ prints one line, "ready DIR/disk.raw".
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 				&cli.BoolFlag{Name: "allow-other", Usage: "let other users see the directory (needs user_allow_other in /etc/fuse.conf, or root)"},
 			},
-			readyFlags(), diskFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from DIR"),
+			readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from DIR"),
 		),
 		Action: mount,
 	}

@@ -30,7 +30,7 @@ ready it prints one line, "ready nbd+unix://…" or "ready nbd://…", the URI t
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 			},
 			tlsFlags(),
-			readyFlags(), diskFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from --listen"),
+			readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from --listen"),
 		),
 		Action: serveNBD,
 	}

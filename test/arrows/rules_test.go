@@ -7,12 +7,14 @@ var rooms = []struct {
 	may    []string // rooms of ours; "x/..." is x and all below it
 	reason string   // why nothing else
 }{
-	{"cmd/vdbridge", []string{"bridge", "client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
+	{"cmd/vdbridge", []string{"bridge", "client/...", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the command line is the top of the tree: it joins rooms, and nothing but test/ is closed to it"},
-	{"bridge", []string{"client", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
+	{"bridge", []string{"client/...", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the bridge is used by the command line; if it imported cmd it could not be used by anything else"},
 	{"client", []string{"smb/..."},
 		"the SMB client knows files, not disks: rsvd and vhdx stand on it through interfaces of their own, so that it serves plain files as well"},
+	{"client/link", []string{"client", "smb/..."},
+		"it keeps an open alive and knows nothing of what is in it: whether that is still the same its owner tells it"},
 	{"rsvd", []string{"smb/tunnel", "smb/ntstatus", "smb/wire", "scsi"},
 		"rsvd knows SMB only by the few file operations that it declares, so that it runs over any open, also a test's; and scsi/lu is the target's side, not the initiator's"},
 	{"nbd", nil,

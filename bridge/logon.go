@@ -1,0 +1,89 @@
+package bridge
+
+import (
+	"context"
+	"sync"
+
+	"vdbridge/client"
+	"vdbridge/smb/auth"
+)
+
+// logon logs on, the first time with what the user is asked for, and then with the same again: it keeps the credentials in memory. Tickets are got anew when they end.
+type logon struct {
+	loc Location
+	o   Options
+
+	mu   sync.Mutex
+	krb  *auth.Kerberos
+	cred *Credentials
+}
+
+// run is the Logon of link.SMB. Errors are *Error with a sentence for the user.
+func (g *logon) run(ctx context.Context, c *client.Conn, so client.SessionOptions) (*client.Session, error) {
+	if g.o.Kerberos.On {
+		return g.byKerberos(ctx, c, so)
+	}
+	// Asked for only now: nobody types a password for a server that is not there. The prompt has no time limit.
+	cred, err := g.credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := g.o.limit(ctx)
+	defer cancel()
+	so.AllowGuest = cred.Guest
+	user := auth.Credentials{User: cred.User, Domain: cred.Domain, Password: cred.password, Anonymous: cred.Anonymous}
+	s, err := c.Session(ctx, user, so)
+	if err != nil {
+		return nil, explainLogon(g.loc, g.o, *cred, err)
+	}
+	return s, nil
+}
+
+func (g *logon) credentials(ctx context.Context) (*Credentials, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.cred == nil {
+		c, err := g.o.Credentials.Resolve(ctx, g.loc)
+		if err != nil {
+			return nil, err
+		}
+		g.cred = &c
+	}
+	return g.cred, nil
+}
+
+// kerberos finds out as whom to log on, once.
+func (g *logon) kerberos() (*auth.Kerberos, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.krb == nil {
+		k, err := g.o.kerberos(g.loc)
+		if err != nil {
+			return nil, err
+		}
+		g.krb = k
+	}
+	return g.krb, nil
+}
+
+func (g *logon) byKerberos(ctx context.Context, c *client.Conn, so client.SessionOptions) (*client.Session, error) {
+	k, err := g.kerberos()
+	if err != nil {
+		return nil, explainKerberos(g.loc, g.o, nil, err)
+	}
+	spn, err := auth.SPN(g.loc.Host)
+	if err != nil {
+		return nil, explainKerberos(g.loc, g.o, k, err)
+	}
+	ctx, cancel := g.o.limit(ctx)
+	defer cancel()
+	mech, err := k.Mechanism(ctx, spn)
+	if err != nil {
+		return nil, explainKerberos(g.loc, g.o, k, err)
+	}
+	s, err := c.SessionWith(ctx, so, mech)
+	if err != nil {
+		return nil, explainKerberos(g.loc, g.o, k, err)
+	}
+	return s, nil
+}

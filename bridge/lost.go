@@ -1,0 +1,143 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"vdbridge/client"
+	"vdbridge/client/link"
+	"vdbridge/rsvd"
+	"vdbridge/vhdx"
+)
+
+// How long a server is asked to keep an open without us. An image file that is kept for us is closed to everybody else.
+const (
+	sharedTimeout = 5 * time.Minute
+	imageTimeout  = time.Minute
+)
+
+// recheck is how often at most a server is asked whether we are still shut out, because of requests that were refused.
+const recheck = 200 * time.Millisecond
+
+// protectShared lets a shared disk outlive its connection, if that is what is to be done.
+func (d *Disk) protectShared(ctx context.Context) error {
+	if !d.remote.onLoss.Holds() {
+		d.file.Protect(link.Hooks{Alive: ignore})
+		return nil
+	}
+	if err := d.shared.Remember(ctx); err != nil {
+		return err
+	}
+	d.file.Protect(link.Hooks{
+		Verify: func(ctx context.Context, h link.Handle, kept bool) error {
+			err := d.shared.Recover(ctx, h, h.Reply().Contexts, kept)
+			switch {
+			case errors.Is(err, rsvd.ErrShutOut):
+				return &link.FencedError{Err: err}
+			case errors.Is(err, rsvd.ErrOtherDisk):
+				return &link.FinalError{Err: err}
+			}
+			return err
+		},
+		Alive: func(ctx context.Context) error {
+			return errors.Join(d.shared.CheckConnection(ctx), d.lookAround(ctx))
+		},
+	})
+	return nil
+}
+
+func ignore(context.Context) error { return nil }
+
+// lookAround asks how we stand with a shared disk, and shuts us out, or lets us in again, as the answer is.
+func (d *Disk) lookAround(ctx context.Context) error {
+	if d.initiator == nil {
+		return nil
+	}
+	_, err := d.shared.Standing(ctx)
+	switch {
+	case err == nil:
+		d.file.Unfence()
+	case errors.Is(err, rsvd.ErrShutOut):
+		d.file.Fence(err)
+	}
+	return err
+}
+
+// admitted is called before a request that changes something, when we are shut out: it may have been settled meanwhile.
+func (d *Disk) admitted(ctx context.Context) {
+	if d.shared == nil || !d.looking.CompareAndSwap(false, true) {
+		return
+	}
+	defer d.looking.Store(false)
+	if now := time.Now(); now.Sub(time.Unix(0, d.looked.Swap(now.UnixNano()))) > recheck {
+		_ = d.lookAround(ctx)
+	}
+}
+
+// protectImage lets the image file outlive its connection, if that is what is to be done.
+func (d *Disk) protectImage(ctx context.Context) error {
+	if !d.remote.onLoss.Holds() {
+		d.file.Protect(link.Hooks{Alive: ignore})
+		return nil
+	}
+	was, err := d.file.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	d.file.Protect(link.Hooks{Verify: func(ctx context.Context, h link.Handle, kept bool) error {
+		now, err := h.Stat(ctx)
+		if err != nil {
+			return err
+		}
+		if err = sameFile(&was, &now); err == nil {
+			err = d.image.Unchanged(ctx, h)
+		}
+		if errors.Is(err, vhdx.ErrChanged) {
+			return &link.FinalError{Err: fmt.Errorf("%s cannot be used any further, as %w: end this attachment, look at the image, and start again", d.loc, err)}
+		}
+		return err
+	}})
+	return nil
+}
+
+// protectParent does the same for a parent. One that is only read must not be changed by anybody.
+func (r *Remote) protectParent(ctx context.Context, f *link.File, write bool) error {
+	if !r.onLoss.Holds() {
+		return nil
+	}
+	was, err := f.Stat(ctx)
+	if err != nil {
+		return err
+	}
+	f.Protect(link.Hooks{Verify: func(ctx context.Context, h link.Handle, _ bool) error {
+		now, err := h.Stat(ctx)
+		if err != nil {
+			return err
+		}
+		if err = sameFile(&was, &now); err == nil && !write && (was.Size != now.Size || !was.Written.Equal(now.Written)) {
+			err = vhdx.ErrChanged
+		}
+		if err != nil {
+			return &link.FinalError{Err: fmt.Errorf("%s cannot be used any further, as its parent %s: %w", r.loc, f.Name(), err)}
+		}
+		return nil
+	}})
+	return nil
+}
+
+// sameFile says whether a file is still the one that it was.
+func sameFile(was, now *client.FileInfo) error {
+	if was.FileID != 0 && now.FileID != 0 && was.FileID != now.FileID || !was.Created.Equal(now.Created) {
+		return fmt.Errorf("%w: it is another file", vhdx.ErrChanged)
+	}
+	return nil
+}
+
+// GiveUp makes requests that wait for a lost server fail at once, from now on. It is for the end.
+func (d *Disk) GiveUp() {
+	if d.remote != nil {
+		d.remote.link.GiveUp()
+	}
+}
