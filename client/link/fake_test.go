@@ -46,6 +46,37 @@ func (s *fakeServer) done() []string {
 	return slices.Clone(s.log)
 }
 
+// stallAll keeps requests from being carried out.
+func (s *fakeServer) stallAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stall = make(chan struct{})
+}
+
+func (s *fakeServer) dialled() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dials
+}
+
+func (s *fakeServer) previous() []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.prev)
+}
+
+func (s *fakeServer) opened() []client.OpenOptions {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.opens)
+}
+
+func (s *fakeServer) identity() Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id
+}
+
 // down loses all connections, and takes no others until change is called by up.
 func (s *fakeServer) down() {
 	s.mu.Lock()

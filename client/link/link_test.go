@@ -89,7 +89,7 @@ func pending(done chan error) bool {
 // What is under way when the server is lost is carried out when it is back, once, and nobody hears of it.
 func TestHold(t *testing.T) {
 	inWorld(t, Hold, nil, func(w *world) {
-		w.s.stall = make(chan struct{})
+		w.s.stallAll()
 		var all []chan error
 		for i := range 64 {
 			all = append(all, background(func() error { return w.write(int64(i)) }))
@@ -119,8 +119,8 @@ func TestHold(t *testing.T) {
 		if s.State != Connected || s.Reconnects != 1 || s.Repeated != 64 || s.LastError != nil {
 			t.Errorf("%+v", s)
 		}
-		if w.s.prev[1] != 1 {
-			t.Errorf("the new session names %d as its predecessor", w.s.prev[1])
+		if w.s.previous()[1] != 1 {
+			t.Errorf("the new session names %d as its predecessor", w.s.previous()[1])
 		}
 	})
 }
@@ -130,9 +130,9 @@ func TestBackOff(t *testing.T) {
 	inWorld(t, Hold, nil, func(w *world) {
 		w.s.down()
 		time.Sleep(time.Second)
-		first := w.s.dials
+		first := w.s.dialled()
 		time.Sleep(24 * time.Hour)
-		all := w.s.dials
+		all := w.s.dialled()
 		if first < 3 || first > 20 {
 			t.Errorf("%d attempts in the first second", first)
 		}
@@ -156,7 +156,7 @@ func TestRefusedLogonIsNotRepeatedFast(t *testing.T) {
 		w.s.down()
 		w.s.start(func(s *fakeServer) { s.refuse = fmt.Errorf("log on: %w", ntstatus.LogonFailure) })
 		time.Sleep(10 * time.Minute)
-		if n := w.s.dials; n > 22 {
+		if n := w.s.dialled(); n > 22 {
 			t.Errorf("%d attempts in ten minutes", n)
 		}
 	})
@@ -201,8 +201,8 @@ func TestFail(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(time.Hour)
-		if s := w.l.Status(); s.State != Failed || w.s.dials != 1 {
-			t.Errorf("%+v, %d dials", s, w.s.dials)
+		if s := w.l.Status(); s.State != Failed || w.s.dialled() != 1 {
+			t.Errorf("%+v, %d dials", s, w.s.dialled())
 		}
 	})
 }
@@ -214,7 +214,7 @@ func TestGiveUp(t *testing.T) {
 			if before {
 				w.s.down()
 			}
-			w.s.stall = make(chan struct{})
+			w.s.stallAll()
 			c := background(func() error { return w.write(1) })
 			if !pending(c) {
 				t.Fatal(<-c)
@@ -292,7 +292,7 @@ func TestOtherServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, Hold, nil, func(w *world) {
-				was := w.s.id
+				was := w.s.identity()
 				w.s.down()
 				c := background(func() error { return w.write(1) })
 				w.s.start(func(s *fakeServer) { change(&s.id) })
@@ -353,7 +353,7 @@ func TestFence(t *testing.T) {
 	inWorld(t, Hold, func(_ *Config, _ *fakeServer, h *Hooks) {
 		h.Verify = func(context.Context, Handle, bool) error { return &FencedError{why} }
 	}, func(w *world) {
-		w.s.stall = make(chan struct{})
+		w.s.stallAll()
 		ctx := w.t.Context()
 		changes := []chan error{
 			background(func() error { return w.write(1) }),
@@ -446,7 +446,7 @@ func TestFlushesUnderWayAreTold(t *testing.T) {
 		if err := w.write(1); err != nil {
 			t.Fatal(err)
 		}
-		w.s.stall = make(chan struct{})
+		w.s.stallAll()
 		a := background(func() error { return w.f.Flush(w.t.Context()) })
 		b := background(func() error { _, err := w.f.Control(w.t.Context(), Sync, 1, nil, nil, nil, nil); return err })
 		synctest.Wait()
@@ -483,7 +483,7 @@ func TestAcknowledgedWhileLost(t *testing.T) {
 // What must not be repeated ends with an error that says so, after the server cannot carry it out any more.
 func TestInterrupted(t *testing.T) {
 	inWorld(t, Hold, func(_ *Config, s *fakeServer, _ *Hooks) { s.lasting = LastingPersistent }, func(w *world) {
-		w.s.stall = make(chan struct{})
+		w.s.stallAll()
 		c := background(func() error { _, err := w.f.Ioctl(w.t.Context(), 5, nil, nil, nil, nil); return err })
 		synctest.Wait()
 		w.s.down()
@@ -541,7 +541,7 @@ func TestLostReplyToCreate(t *testing.T) {
 		}
 		var ids []wire.GUID
 		var replay []bool
-		for _, o := range w.s.opens[1:] {
+		for _, o := range w.s.opened()[1:] {
 			ids, replay = append(ids, o.Durable.CreateGUID), append(replay, o.Durable.Replay)
 		}
 		if !slices.Equal(replay, []bool{false, true, false}) || ids[0] != ids[1] || ids[1] == ids[2] || ids[0] == (wire.GUID{}) {
@@ -561,9 +561,9 @@ func TestFinal(t *testing.T) {
 		if err := w.write(1); !errors.Is(err, why) {
 			t.Error(err)
 		}
-		dials := w.s.dials
+		dials := w.s.dialled()
 		time.Sleep(time.Hour)
-		if s := w.l.Status(); s.State != Failed || w.s.dials != dials || w.count("write") != 0 {
+		if s := w.l.Status(); s.State != Failed || w.s.dialled() != dials || w.count("write") != 0 {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -575,7 +575,7 @@ func TestLog(t *testing.T) {
 	inWorld(t, Hold, func(c *Config, _ *fakeServer, _ *Hooks) {
 		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}, func(w *world) {
-		w.s.stall = make(chan struct{})
+		w.s.stallAll()
 		var all []chan error
 		for i := range 16 {
 			all = append(all, background(func() error { return w.write(int64(i)) }))
