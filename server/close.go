@@ -1,8 +1,6 @@
 package server
 
 import (
-	"golang.org/x/sys/unix"
-
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
 )
@@ -60,26 +58,10 @@ func (r *request) flush() ntstatus.Status {
 		return ntstatus.AccessDenied
 	case o.path:
 	default:
-		if err := fsync(o.fd); err != nil {
-			return statusOf(err)
+		if st := o.sync(false); st != ntstatus.Success {
+			return st
 		}
 	}
 	r.setBody(wire.AppendEmptyResponse(r.body()))
 	return ntstatus.Success
-}
-
-func fsync(fd int) error {
-	for {
-		if err := unix.Fsync(fd); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-func fdatasync(fd int) error {
-	for {
-		if err := unix.Fdatasync(fd); err != unix.EINTR {
-			return err
-		}
-	}
 }

@@ -96,8 +96,8 @@ func (r *request) copychunk(dst *open, req *wire.IoctlRequest) ntstatus.Status {
 		}
 	}
 	if dst.options&wire.OptWriteThrough != 0 {
-		if err := fdatasync(dst.fd); err != nil {
-			return answer(statusOf(err), n, 0, total)
+		if st := dst.sync(true); st != ntstatus.Success {
+			return answer(st, n, 0, total)
 		}
 	}
 	r.c.srv.notify.written(dst)

@@ -179,8 +179,8 @@ func (r *request) writeFile(o *open, data []byte, off uint64, appends, durable b
 		o.position.Store(off + uint64(len(data)))
 	}
 	if durable {
-		if err := fdatasync(o.fd); err != nil {
-			return statusOf(err)
+		if st := o.sync(true); st != ntstatus.Success {
+			return st
 		}
 	}
 	if r.c.srv.notify.active.Load() {

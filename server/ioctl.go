@@ -296,6 +296,9 @@ func (r *request) zeroData(o *open, req *wire.IoctlRequest) ntstatus.Status {
 		if st := how(o.fd, z.FileOffset, n); st != ntstatus.Success {
 			return st
 		}
+		if st := o.settle(); st != ntstatus.Success {
+			return st
+		}
 		r.c.srv.notify.written(o)
 	}
 	return r.noOutput(req)
@@ -427,6 +430,9 @@ func (r *request) trim(o *open, req *wire.IoctlRequest) ntstatus.Status {
 			}
 		}
 		done++
+	}
+	if st := o.settle(); st != ntstatus.Success {
+		return st
 	}
 	if req.MaxOutputResponse < 4 {
 		return r.noOutput(req)

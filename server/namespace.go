@@ -134,6 +134,13 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 		}
 	}
 	r.c.srv.notify.renamed(sh, from, real, o.dir)
+	if o.options&wire.OptWriteThrough != 0 {
+		for _, p := range []string{from, real} {
+			if err := sh.syncParent(p); err != nil {
+				return statusOf(err)
+			}
+		}
+	}
 	return ntstatus.Success
 }
 

@@ -49,6 +49,7 @@ type open struct {
 	list    dirList
 	watch   *watch      // under notifier.mu
 	created bool        // by this open
+	named   atomic.Bool // the name of what it created is durable
 	ending  atomic.Bool // a CLOSE has arrived: requests that arrive later do not hold it up
 
 	refs    atomic.Int64 // requests that use the open; closing is a bit of it
@@ -144,6 +145,7 @@ type object struct {
 	posixDelete   bool
 	locks         lockTable
 	locked        atomic.Bool // there are byte-range locks
+	syncer        syncer
 }
 
 // objectTable is all files that are open.

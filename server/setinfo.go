@@ -287,7 +287,7 @@ func (r *request) setSize(o *open, class uint8, b []byte) ntstatus.Status {
 		break
 	}
 	r.c.srv.notify.modified(r.tree.share, o.currentRel(), fscc.NotifySize|fscc.NotifyLastWrite)
-	return ntstatus.Success
+	return o.settle()
 }
 
 // setDelete makes the file go away with its last open, or not. [MS-FSA] 2.1.5.15.3

@@ -37,8 +37,9 @@ func (c *committer) flush(ctx context.Context) error {
 	size := c.space.size.Load()
 	c.flushes.Add(1)
 	if err := c.b.Flush(ctx); err != nil {
+		given := ctx.Err() != nil && errors.Is(err, ctx.Err()) // up, before the system was asked
 		err = fmt.Errorf("flush the image: %w", err)
-		if ctx.Err() == nil {
+		if !given {
 			final := fmt.Errorf("an earlier flush failed, so writes may be lost; close the image and open it again: %w", err)
 			c.broken.CompareAndSwap(nil, &final)
 		}

@@ -21,6 +21,7 @@ type fileOpen struct {
 	f        *vhdx.OSFile
 	opts     uint32 // CreateOptions
 	size     atomic.Int64
+	broken   atomic.Pointer[error] // of the first flush that failed
 	mayRead  bool
 	mayWrite bool
 	once     sync.Once
@@ -82,7 +83,7 @@ func (o *fileOpen) Write(ctx context.Context, p []byte, off int64, fua bool) err
 	}
 	_, err := o.f.WriteAt(ctx, p, off)
 	if err == nil && fua {
-		err = o.f.Flush(ctx)
+		err = o.flush(ctx)
 	}
 	for end, size := off+int64(len(p)), o.size.Load(); err == nil && end > size; size = o.size.Load() {
 		o.size.CompareAndSwap(size, end)
@@ -94,7 +95,19 @@ func (o *fileOpen) Flush(ctx context.Context) error {
 	if !o.mayWrite {
 		return nil
 	}
-	return ioStatus(o.f.Flush(ctx))
+	return ioStatus(o.flush(ctx))
+}
+
+// flush makes the file durable. When that has failed once, the system may have dropped what was written, and a later success would mean nothing.
+func (o *fileOpen) flush(ctx context.Context) error {
+	if p := o.broken.Load(); p != nil {
+		return *p
+	}
+	err := o.f.Flush(ctx)
+	if err != nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+		o.broken.CompareAndSwap(nil, &err)
+	}
+	return err
 }
 
 // Tunnel refuses: such an open is not one of a virtual disk. [MS-SMB2] 3.3.5.15.15
