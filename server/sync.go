@@ -13,16 +13,18 @@ import (
 // them may never have reached the disk: a second call would succeed and mean nothing. So the first failure is the last word, as long as the file is open.
 type syncer struct {
 	failed atomic.Pointer[error]
-	call   func(fd int, data bool) error // nil for the system's; a test's fails
+	call   atomic.Pointer[syncCall] // nil for the system's; a test's fails
 }
+
+type syncCall func(fd int, data bool) error
 
 func (y *syncer) sync(fd int, data bool) error {
 	if p := y.failed.Load(); p != nil {
 		return *p
 	}
-	call := y.call
-	if call == nil {
-		call = syncFD
+	call := syncFD
+	if p := y.call.Load(); p != nil {
+		call = *p
 	}
 	err := call(fd, data)
 	if err != nil {

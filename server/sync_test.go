@@ -2,6 +2,7 @@ package server
 
 import (
 	"os"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -41,20 +42,20 @@ func TestFailedSync(t *testing.T) {
 		return p.ask(wire.CmdWrite, writeBody(id, 0, []byte("x"), wire.WriteFlagWriteThrough)).status()
 	}
 	check(t, "FLUSH", flush(a), ntstatus.Success)
-	calls := 0
-	s.object("a").syncer.call = func(int, bool) error {
-		if calls++; calls == 1 {
+	var calls atomic.Int32
+	s.object("a").syncer.call.Store(new(syncCall(func(int, bool) error {
+		if calls.Add(1) == 1 {
 			return unix.EIO
 		}
 		return nil
-	}
+	})))
 	check(t, "WRITE that cannot be made durable", through(a), ntstatus.IODeviceError)
 	check(t, "WRITE that need not be durable", p.write(a, 0, "x"), ntstatus.Success)
 	check(t, "FLUSH after it", flush(a), ntstatus.IODeviceError)
 	check(t, "FLUSH of another open", flush(b), ntstatus.IODeviceError)
 	check(t, "durable WRITE of another open", through(b), ntstatus.IODeviceError)
-	if calls != 1 {
-		t.Errorf("%d calls", calls)
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d calls", n)
 	}
 	check(t, "CLOSE", p.close(a), ntstatus.Success)
 	check(t, "CLOSE", p.close(b), ntstatus.Success)
@@ -69,8 +70,8 @@ func TestEverythingIsDurable(t *testing.T) {
 	}
 	p := s.client(t, 1, 0, "me", "ca")
 	id := p.open(openReq("a"))
-	calls := 0
-	s.object("a").syncer.call = func(int, bool) error { calls++; return nil }
+	var calls atomic.Int32
+	s.object("a").syncer.call.Store(new(syncCall(func(int, bool) error { calls.Add(1); return nil })))
 	set := func(class uint8, b []byte) ntstatus.Status {
 		return p.ask(wire.CmdSetInfo, (&wire.SetInfoRequest{InfoType: wire.InfoFile, FileInfoClass: class, FileID: id, Buffer: b}).Append).status()
 	}
@@ -85,8 +86,8 @@ func TestEverythingIsDurable(t *testing.T) {
 		{"zeros", func() ntstatus.Status { _, st := p.ioctl(id, wire.FsctlSetZeroData, zero, 0); return st }},
 	} {
 		check(t, c.what, c.do(), ntstatus.Success)
-		if calls != i+1 {
-			t.Errorf("%s: %d calls", c.what, calls)
+		if n := calls.Load(); n != int32(i+1) {
+			t.Errorf("%s: %d calls", c.what, n)
 		}
 	}
 }
