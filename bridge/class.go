@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"slices"
 	"syscall"
 
 	"vdbridge/client"
@@ -43,6 +44,9 @@ var classNames = [...]string{"other", "usage", "auth", "not-found", "unsupported
 
 // String is a stable name for machines.
 func (c Class) String() string { return classNames[c] }
+
+// ParseClass is the reverse of String; what it does not know is ClassOther.
+func ParseClass(s string) Class { return Class(max(0, slices.Index(classNames[:], s))) }
 
 // ErrAuth is matched by errors of logging on that did not come from the server.
 var ErrAuth = errors.New("logon")

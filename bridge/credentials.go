@@ -131,6 +131,24 @@ func (s CredentialSource) Resolve(ctx context.Context, loc Location) (Credential
 	return c, nil
 }
 
+// AskPassword asks for the password of loc's user on the terminal, if Resolve would. For who hands it to another process; "" means that none is needed or that it
+// comes from a file or the environment.
+func (s CredentialSource) AskPassword(ctx context.Context, loc Location) (string, error) {
+	if loc.Local || s.Anonymous || s.PasswordFile != "" && s.PasswordFile != "-" {
+		return "", nil
+	}
+	if getenv := s.Getenv; getenv != nil && getenv(PasswordEnv) != "" || getenv == nil && os.Getenv(PasswordEnv) != "" {
+		return "", nil
+	}
+	if s.CredentialsFile != "" {
+		if f, err := readCredentialsFile(s.CredentialsFile); err != nil || f.Password != "" {
+			return "", err
+		}
+	}
+	c, err := s.Resolve(ctx, loc)
+	return c.password, err
+}
+
 // credentialsError is ErrAuth: nobody could log on because there was nothing to log on with.
 type credentialsError struct{ msg string }
 

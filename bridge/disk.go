@@ -70,6 +70,7 @@ type Disk struct {
 
 	reads, writes incident
 	conflicts     atomic.Uint64
+	onResize      atomic.Pointer[func(int64)]
 
 	looking atomic.Bool  // somebody asks whether we are still shut out
 	looked  atomic.Int64 // when that was, Unix nanoseconds
@@ -179,6 +180,16 @@ func (d *Disk) Extents(ctx context.Context, off, n int64, yield func(n int64, ho
 		return d.fail(&d.reads, "extents", err)
 	}
 	return nil
+}
+
+// OnResize has f called, from any goroutine and with the new size in bytes, whenever the server says that a shared disk has another size. It replaces
+// what was set before; nil ends it. f must not wait for the disk.
+func (d *Disk) OnResize(f func(size int64)) { d.onResize.Store(&f) }
+
+func (d *Disk) resized(size int64) {
+	if f := d.onResize.Load(); f != nil && *f != nil {
+		(*f)(size)
+	}
 }
 
 // Size is the size in bytes.

@@ -226,14 +226,14 @@ func loadOrMake(path string, loc Location, name string) (*Initiator, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeFileDurably(path, append(b, '\n')); err != nil {
+	if err := WriteFileDurably(path, append(b, '\n')); err != nil {
 		return nil, fmt.Errorf("keeping the initiator: %w", err)
 	}
 	return i, nil
 }
 
-// writeFileDurably replaces path in one step that survives a power cut: an identity that is forgotten leaves its reservations behind.
-func writeFileDurably(path string, b []byte) error {
+// WriteFileDurably replaces path in one step that survives a power cut: an identity that is forgotten leaves its reservations behind.
+func WriteFileDurably(path string, b []byte) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"vdbridge/client"
 	"vdbridge/client/link"
@@ -79,9 +80,15 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 		opened = f
 		return &smbFile{f, n.MaxTransact}, f.Reply().Contexts, nil
 	}
+	var made atomic.Pointer[Disk]
 	rd, err := rsvd.Open(ctx, create, rsvd.Options{
 		Path: r.loc.Path, Dialect: n.Dialect, Version: o.RSVDVersion, InitiatorID: who.ID, HostName: who.Host, IO: o.IO, ReadOnly: o.ReadOnly, Logger: o.Logger,
 		PadDataIn: o.Pcap != "", // so that Wireshark reads the capture without complaint
+		OnResize: func(size int64) {
+			if d := made.Load(); d != nil {
+				d.resized(size)
+			}
+		},
 	})
 	switch {
 	case errors.Is(err, rsvd.ErrNotSupported):
@@ -100,6 +107,7 @@ func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error)
 	if err := d.protectShared(ctx); err != nil {
 		return nil, errors.Join(explainOpen(r.loc, err), rd.Close())
 	}
+	made.Store(d)
 	return d, nil
 }
 

@@ -147,3 +147,21 @@ func (d *Disk) ReserveExclusive(ctx context.Context) (release func(context.Conte
 		return errors.Join(err, give(ctx))
 	}, nil
 }
+
+// GiveUpReservation removes our registration from the shared disk, and with it the reservation if we hold one alone. A disk that is not shared has neither. SPC-4 5.13
+func (d *Disk) GiveUpReservation(ctx context.Context) error {
+	s := d.RSVD()
+	if s == nil {
+		return nil
+	}
+	st, err := s.ReadFullStatus(ctx)
+	if err != nil {
+		return err
+	}
+	for _, reg := range st.Registrations {
+		if id, _, err := scsi.ParseTransportID(reg.TransportID); err == nil && id.Port == s.InitiatorID() {
+			return s.Register(ctx, reg.Key, 0, false)
+		}
+	}
+	return nil
+}

@@ -93,6 +93,9 @@ func (l Location) key() string {
 	return strings.ToLower(fmt.Sprintf("%s:%d/%s/%s", l.Host, l.Port, l.Share, l.Path))
 }
 
+// SameDisk says whether both name the same disk, whoever the user is. Two names of one host count as two.
+func (l Location) SameDisk(o Location) bool { return l.Local == o.Local && l.key() == o.key() }
+
 // ParseLocation understands
 //
 //	smb://[domain;]user@host[:port]/share/dir/disk.vhdx   with %-escapes

@@ -52,3 +52,6 @@ func (p Policy) String() string {
 
 // Holds says whether a lost server is looked for again.
 func (p Policy) Holds() bool { return p.hold }
+
+// After is how long requests wait before they fail; 0 for ever, or not at all.
+func (p Policy) After() time.Duration { return p.after }

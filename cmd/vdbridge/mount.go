@@ -31,7 +31,7 @@ prints one line, "ready DIR/disk.raw".
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 				&cli.BoolFlag{Name: "allow-other", Usage: "let other users see the directory (needs user_allow_other in /etc/fuse.conf, or root)"},
 			},
-			readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from DIR"),
+			[]cli.Flag{runDirFlag()}, readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from DIR"),
 		),
 		Action: mount,
 	}
@@ -61,6 +61,7 @@ func mount(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
+	defer announce(c, "mount", dir, d, o.Logger).Close()
 	undo := func() {}
 	defer func() { undo() }()
 	var readyErr error

@@ -30,7 +30,7 @@ ready it prints one line, "ready nbd+unix://…" or "ready nbd://…", the URI t
 				&cli.BoolFlag{Name: "read-only", Usage: "refuse writes"},
 			},
 			tlsFlags(),
-			readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from --listen"),
+			[]cli.Flag{runDirFlag()}, readyFlags(), diskFlags(), lossFlags(), initiatorFlags("`NAME` of this attachment's initiator, kept in the state directory; by default it follows from --listen"),
 		),
 		Action: serveNBD,
 	}
@@ -85,6 +85,8 @@ func serveNBD(c *cli.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
+
+	defer announce(c, "nbd", strings.Join(specs, ","), d, o.Logger).Close()
 
 	undo := func() {}
 	defer func() { undo() }()

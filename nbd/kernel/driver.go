@@ -13,7 +13,6 @@ var (
 	ErrNoDriver    = errors.New("the kernel has no nbd driver")
 	ErrBusy        = errors.New("the device is in use")
 	ErrGone        = errors.New("the device is not connected")
-	ErrNoDeadLink  = errors.New("all connections of the device are alive")
 	ErrCannot      = errors.New("not possible by ioctl")
 	ErrNotAllowed  = errors.New("only root may use the nbd driver")
 	ErrForeign     = errors.New("the device belongs to another backend")
@@ -76,7 +75,8 @@ type Device struct {
 type Driver interface {
 	// Connect makes a device work and returns its number. With Any two callers never get the same one.
 	Connect(Config) (index int, err error)
-	// Reconnect changes a connected device. ErrNoDeadLink means that the kernel does not need (all of) the sockets (yet).
+	// Reconnect changes a connected device. The kernel takes as many of the sockets as it has dead ones, and does not say how many: of one that it
+	// has not taken, the other end hangs up once the caller has closed its own.
 	Reconnect(index int, c Change) error
 	// Disconnect ends a device. Requests in flight fail.
 	Disconnect(index int) error

@@ -149,8 +149,8 @@ func (n *netlink) Reconnect(index int, c Change) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, unix.ENOSPC) && len(c.Sockets) > 0:
-		return wrap(op, ErrNoDeadLink, err)
+	case errors.Is(err, unix.ENOSPC):
+		return nil // how some versions say that they have not taken a socket
 	case errors.Is(err, unix.EINVAL):
 		// The kernel says the same for a device that is not connected and for one with another identifier.
 		if (Sys{}).Connected(index) {

@@ -74,6 +74,16 @@ func (s Sys) Backend(index int) string {
 	return v
 }
 
+// KeepsBackends says whether the kernel shows identifiers, as far as that can be seen: some connected device has one.
+func (s Sys) KeepsBackends() bool {
+	for _, i := range s.List() {
+		if _, err := s.attr(i, "backend"); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // Size is the size of a device in bytes.
 func (s Sys) Size(index int) (int64, error) {
 	v, err := s.attr(index, "size")

