@@ -51,6 +51,11 @@ func (r *request) handle() (ntstatus.Status, error) {
 	case wire.CmdTreeDisconnect:
 		return r.treeDisconnect(), nil
 	case wire.CmdCreate:
+		sn := r.sess
+		if !sn.beginCreate() {
+			return ntstatus.UserSessionDeleted, nil
+		}
+		defer sn.endCreate()
 		return r.create(), nil
 	case wire.CmdClose:
 		return r.close(), nil

@@ -49,6 +49,9 @@ type session struct {
 	opens    map[uint64]*open
 	nextTree uint32
 
+	creates  int           // CREATEs that are being worked on; under mu
+	lastDone chan struct{} // closed with the last of them, if the session has ended; under mu
+
 	dropped chan struct{} // closed when all of a session that has ended is closed or parked
 }
 
@@ -60,6 +63,43 @@ func (sn *session) established() bool {
 
 // expire makes the session want authentication again: everything but LOGOFF, CLOSE and LOCK is refused with STATUS_NETWORK_SESSION_EXPIRED.
 func (sn *session) expire() { sn.state.CompareAndSwap(sessionValid, sessionExpired) }
+
+// beginCreate notes that a CREATE of the session is being worked on. It holds no open yet by which it could be waited for, and can change files. It returns
+// false if the session has ended.
+func (sn *session) beginCreate() bool {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	if sn.state.Load() == sessionGone {
+		return false
+	}
+	sn.creates++
+	return true
+}
+
+func (sn *session) endCreate() {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	if sn.creates--; sn.creates == 0 && sn.lastDone != nil {
+		close(sn.lastDone)
+		sn.lastDone = nil
+	}
+}
+
+// waitCreates returns when no CREATE of a session that has ended is being worked on.
+func (sn *session) waitCreates() {
+	sn.mu.Lock()
+	var ch chan struct{}
+	if sn.creates > 0 {
+		if sn.lastDone == nil {
+			sn.lastDone = make(chan struct{})
+		}
+		ch = sn.lastDone
+	}
+	sn.mu.Unlock()
+	if ch != nil {
+		<-ch
+	}
+}
 
 // maxSetups bounds the round trips of one authentication.
 const maxSetups = 16
@@ -286,6 +326,7 @@ func (s *Server) dropSession(sn *session) {
 		c.last.Store(nil)
 		c.mu.Unlock()
 	}
+	sn.waitCreates() // none makes an open any more, nor empties a file
 	sn.closeOpens(nil)
 	sn.cancelPending(nil, ntstatus.UserSessionDeleted)
 	sn.mu.Lock()
