@@ -18,6 +18,10 @@
 // that used them has ended, but it is not finished. CREATE with DH2C takes a parked open, gives it to the new session and takes
 // the mark of the close off again. Nothing that an older request may still do can come after what the client asks for then.
 //
+// On continuously available shares, with a [State], persistent opens are written to a database (restore.go, record.go): before their CREATE is answered, with every change
+// of their locks or names before that is, and out of it before CLOSE is. A server that begins makes parked opens of what is in the database. One that
+// ends suspends them: descriptors are closed, and nothing that an open has is given up.
+//
 // # Locks
 //
 // In the order in which they may be taken, and none of them is held during I/O on file contents or on a socket:
@@ -28,7 +32,7 @@
 //	session.mu                     channels, trees and opens of a session
 //	conn.mu                        window of message ids, requests, pending operations
 //
-// durables.mu stands alone: nothing but atomic fields is touched while it is held.
+// durable.recording is held while an open's picture is taken for the database, and comes before all of these. durables.mu stands alone: nothing but atomic fields is touched while it is held.
 //
 // A name stripe is held across the system calls on that directory entry, which is its purpose.
 //
