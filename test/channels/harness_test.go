@@ -1,11 +1,13 @@
 package channels
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -150,6 +152,30 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("not within 30 s: %s", what)
 		}
 		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// writeFile makes a file of n bytes.
+func writeFile(name string, n int) error { return os.WriteFile(name, make([]byte, n), 0o666) }
+
+func readFile(name string) ([]byte, error) { return os.ReadFile(name) }
+
+// hole makes a link a black hole in both directions.
+func hole(s *sut, id int) {
+	l := s.link(id)
+	l.Hole(faultnet.Up)
+	l.Hole(faultnet.Down)
+}
+
+// stays fails the test when the beginning of the file becomes something else than want: the server may still be about to execute what it has received.
+func stays(t testing.TB, f *client.File, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	for range 100 {
+		if _, err := f.ReadAt(testContext(t), got, 0); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("an old write came through, or %v", err)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
