@@ -59,12 +59,17 @@ type CredentialSource struct {
 	Guest           bool
 	Anonymous       bool
 
+	Known *Credentials // found already: the rest is not asked
+
 	Getenv func(string) string                                        // nil = os.Getenv
 	Prompt func(ctx context.Context, question string) (string, error) // nil = ask on the terminal; not called without one
 }
 
 // Resolve finds the credentials for loc.
 func (s CredentialSource) Resolve(ctx context.Context, loc Location) (Credentials, error) {
+	if s.Known != nil {
+		return *s.Known, nil
+	}
 	getenv := s.Getenv
 	if getenv == nil {
 		getenv = os.Getenv

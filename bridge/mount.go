@@ -2,19 +2,14 @@ package bridge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"vdbridge/fusefs"
 )
@@ -33,102 +28,100 @@ const infoTimeout = 10 * time.Second
 
 // Mount shows d in a directory until ctx is done or somebody unmounts it, and then flushes d. d stays open.
 func Mount(ctx context.Context, d *Disk, o MountOptions) error {
+	if err := prepareDir(o.Dir, d.log); err != nil {
+		return err
+	}
+	return explainMount(o.Dir, d.serve(ctx, o))
+}
+
+func (d *Disk) serve(ctx context.Context, o MountOptions) error {
 	stop := context.AfterFunc(ctx, d.GiveUp) // what waits for a lost server would hold up the end
 	defer stop()
-	err := fusefs.Serve(ctx, o.Dir, d, fusefs.Options{
-		ReadOnly:   o.ReadOnly,
-		AllowOther: o.AllowOther,
-		Name:       d.loc.String(),
-		Logger:     o.Logger,
-		Ready:      o.Ready,
-		Info: func() []byte {
-			ctx, cancel := context.WithTimeout(ctx, infoTimeout)
-			defer cancel()
-			info, err := d.Info(ctx)
-			if err != nil {
-				info = &Info{Disk: d.loc.String(), Mode: d.mode.String(), Size: d.Size()}
-			}
-			b, err := json.MarshalIndent(info, "", "  ")
-			if err != nil {
-				return nil
-			}
-			return append(b, '\n')
-		},
+	return fusefs.Serve(ctx, o.Dir, d, fusefs.Options{
+		ReadOnly:     o.ReadOnly,
+		AllowOther:   o.AllowOther,
+		Name:         d.loc.String(),
+		Logger:       o.Logger,
+		Ready:        o.Ready,
+		Info:         d.infoText,
+		Reservations: d.reservationsText,
+		Parts:        d.partsOf,
 	})
+}
+
+// explainMount makes the sentence for what ended a mount, or kept it from beginning.
+func explainMount(dir string, err error) error {
 	switch {
 	case errors.Is(err, fusefs.ErrBusy):
-		return &Error{ClassBusy, fmt.Sprintf("%s was still in use when it was to end, so it was detached and has ended with its last user; unmount what stands on disk.raw first", o.Dir), err}
+		return &Error{ClassBusy, fmt.Sprintf("%s was still in use when it was to end, so it was detached and has ended with its last user; unmount what stands on it first", dir), err}
 	case errors.Is(err, syscall.ENOTDIR):
-		return Usagef("%s is not a directory; give an empty directory to show the disk in", o.Dir)
-	case errors.Is(err, fs.ErrNotExist) && !exists(o.Dir):
-		return &Error{ClassNotFound, fmt.Sprintf("the directory %s does not exist; make it first", o.Dir), err}
+		return Usagef("%s is not a directory; give an empty directory to show the disk in", dir)
+	case errors.Is(err, fs.ErrNotExist) && !exists(dir):
+		return &Error{ClassNotFound, fmt.Sprintf("the directory %s does not exist; make it first", dir), err}
 	}
 	return err
+}
+
+// prepareDir says whether something can be mounted on dir, and cleans up what a process of ours has left there that was killed.
+func prepareDir(dir string, log *slog.Logger) error {
+	if err := needFUSE(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) {
+		abs, ours, merr := mountOn(dir)
+		if merr != nil || !ours {
+			return &Error{ClassBusy, fmt.Sprintf("a mount whose program has ended is left on %s, and it is not one of vdbridge: unmount it first", dir), err}
+		}
+		if err := cleanStale(abs); err != nil {
+			return err
+		}
+		log.Info("the mount of a vdbridge that was killed has been cleaned up", "dir", dir)
+	}
+	return checkDir(dir)
+}
+
+// checkDir says whether dir is an empty directory with nothing mounted on it.
+func checkDir(dir string) error {
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &Error{ClassNotFound, fmt.Sprintf("the directory %s does not exist; make it first", dir), err}
+	case err != nil:
+		return &Error{Classify(err), fmt.Sprintf("%s cannot be mounted on: %v", dir, rootCause(err)), err}
+	case !st.IsDir():
+		return Usagef("%s is not a directory; give an empty directory to show the disk in", dir)
+	}
+	if abs, err := realPath(dir); err == nil {
+		if m, err := findMount(abs); err == nil && m != nil {
+			return &Error{ClassBusy, fmt.Sprintf("something is mounted on %s already (%s): unmount it first, or give another directory", dir, m.fstype), syscall.EBUSY}
+		}
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return &Error{Classify(err), fmt.Sprintf("%s cannot be mounted on: %v", dir, rootCause(err)), err}
+	}
+	defer d.Close()
+	if names, _ := d.Readdirnames(1); len(names) > 0 {
+		return &Error{ClassExists, fmt.Sprintf("the directory %s is not empty, and a mount would hide what is in it: give an empty one", dir), syscall.ENOTEMPTY}
+	}
+	return nil
+}
+
+// needFUSE says what is missing for a mount.
+func needFUSE() error {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return &Error{ClassUnsupported, "this machine has no FUSE (/dev/fuse is missing): 'modprobe fuse' loads it, and in a container the device has to be let in", err}
+	}
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	if _, err := exec.LookPath("fusermount3"); err != nil {
+		return &Error{ClassUnsupported, "who is not root needs fusermount3 to mount: install the package fuse3", err}
+	}
+	return nil
 }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-// Unmount ends what Mount shows in dir. It fails if it is in use, and if something else is mounted there.
-func Unmount(ctx context.Context, dir string) error {
-	abs, err := filepath.Abs(dir)
-	if err == nil {
-		// The kernel lists mounts by their real paths. The last element stays as it is: looking at a dead mount fails.
-		var parent string
-		if parent, err = filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
-			abs = filepath.Join(parent, filepath.Base(abs))
-		}
-	}
-	if err != nil {
-		return &Error{Classify(err), fmt.Sprintf("umount %s: %v", dir, rootCause(err)), err}
-	}
-	ours, err := isOurMount(abs)
-	if err != nil {
-		return fmt.Errorf("umount: %w", err)
-	}
-	if !ours {
-		return &Error{ClassNotFound, fmt.Sprintf("nothing of vdbridge is mounted on %s", dir), syscall.EINVAL}
-	}
-	err = unix.Unmount(abs, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EPERM) {
-		// Who mounted with the help of fusermount3 unmounts with it too.
-		out, herr := exec.CommandContext(ctx, "fusermount3", "-u", "--", abs).CombinedOutput()
-		switch {
-		case herr == nil:
-			return nil
-		case strings.Contains(string(out), "busy"):
-			err = unix.EBUSY
-		default:
-			return fmt.Errorf("umount %s: %s: %w", dir, strings.TrimSpace(string(out)), herr)
-		}
-	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EBUSY):
-		return &Error{ClassBusy, fmt.Sprintf("%s is in use: unmount what stands on disk.raw, and leave the directory, first", dir), err}
-	}
-	return &Error{Classify(err), fmt.Sprintf("umount %s: %v", dir, err), err}
-}
-
-// isOurMount looks the directory up in the list of mounts. proc(5)
-func isOurMount(dir string) (bool, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false, err
-	}
-	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
-	ours := false
-	for line := range strings.Lines(string(b)) {
-		left, right, ok := strings.Cut(line, " - ")
-		fields := strings.Fields(left)
-		if !ok || len(fields) < 5 || fields[4] != escape.Replace(dir) {
-			continue
-		}
-		// The last one on a directory is on top.
-		ours = strings.HasPrefix(right, "fuse.vdbridge ")
-	}
-	return ours, nil
 }

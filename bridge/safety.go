@@ -165,3 +165,28 @@ func (d *Disk) GiveUpReservation(ctx context.Context) error {
 	}
 	return nil
 }
+
+// GuardWrites is for who is about to let a disk be written: with reserve it takes an exclusive reservation first, which release gives up at the end; without know it
+// refuses if writing is a risk. release may be nil.
+func GuardWrites(ctx context.Context, d *Disk, reserve, know bool) (release func(context.Context) error, err error) {
+	if reserve {
+		if release, err = d.ReserveExclusive(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if know {
+		return release, nil
+	}
+	r, err := d.WriteRisk(ctx, nil)
+	if err == nil && r != nil {
+		err = r.Error("Say --reserve to take a reservation that keeps all other hosts from writing, --mode file to open the image for this host alone, --read-only to write nothing, " +
+			"or --i-know if you see to it that no other host uses it.")
+	}
+	if err != nil && release != nil {
+		err = errors.Join(err, release(context.WithoutCancel(ctx)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return release, nil
+}

@@ -150,11 +150,11 @@ func (b *blocks) zero(ctx context.Context, off, n int64, unmap bool) error {
 	return nil
 }
 
-// seek finds the first byte at or after off that is data (or, with hole, is in a hole). The end of the disk counts as a hole.
-func (b *blocks) seek(ctx context.Context, off int64, hole bool) (int64, error) {
-	start, _ := b.outer(off, 0)
+// seek finds the first byte from off on, before end, that is data (or, with hole, is in a hole). The end counts as a hole.
+func (b *blocks) seek(ctx context.Context, off, end int64, hole bool) (int64, error) {
+	start, stop := b.outer(off, end-off)
 	at, found := start, int64(-1)
-	err := b.disk.Extents(ctx, start, b.size-start, func(n int64, _, zero bool) bool {
+	err := b.disk.Extents(ctx, start, min(stop, b.size)-start, func(n int64, _, zero bool) bool {
 		if zero == hole {
 			found = max(at, off)
 			return false
@@ -165,10 +165,10 @@ func (b *blocks) seek(ctx context.Context, off int64, hole bool) (int64, error) 
 	switch {
 	case err != nil:
 		return 0, err
-	case found >= 0:
+	case found >= 0 && found < end:
 		return found, nil
 	case hole:
-		return b.size, nil
+		return end, nil
 	}
 	return 0, syscall.ENXIO
 }

@@ -30,9 +30,12 @@ const (
 // Options say how a disk is shown.
 type Options struct {
 	ReadOnly   bool
-	AllowOther bool          // let other users see the files; the kernel checks the mode, so these are root's
-	Name       string        // shown as the source of the mount; "" means "vdbridge"
-	Info       func() []byte // makes the text of info.json; nil: there is no such file. Called at the start, and whenever it is opened.
+	AllowOther bool   // let other users see the files; the kernel checks the mode, so these are root's
+	Name       string // shown as the source of the mount; "" means "vdbridge"
+	// What is shown besides disk.raw: see Volume.
+	Info         func(ctx context.Context) []byte
+	Reservations func(ctx context.Context) []byte
+	Parts        func(ctx context.Context) ([]Part, error)
 	// InterruptAfter is how long an operation may take before a signal to the process that waits for it ends it with EINTR. 0: 2 s.
 	InterruptAfter time.Duration
 	Ready          func()       // called once, when the files are there; may be nil
@@ -49,10 +52,48 @@ var ErrBusy = errors.New("still in use")
 // waits 10 s for its users. Then it detaches the mount, so that nobody new comes, serves who is there until they are done, and returns
 // ErrBusy.
 func Serve(ctx context.Context, dir string, d Disk, o Options) error {
-	m, err := start(dir, d, o)
+	vol, err := newOpened(Volume{Disk: d, Parts: o.Parts, Info: o.Info, Reservations: o.Reservations}, o.ReadOnly)
+	if err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	c := o.common()
+	c.readOnly, c.lasting = vol.readOnly, true
+	root := &dirNode{shown: newShown(c, always{vol}, "", o.Info != nil, o.Reservations != nil)}
+	m, err := start(dir, root, c, o)
 	if err != nil {
 		return err
 	}
+	return errors.Join(m.serve(ctx, o), flushed(ctx, dir, vol))
+}
+
+// flushed makes durable what was written, at the end of a mount. ctx may be done by then.
+func flushed(ctx context.Context, dir string, o *opened) error {
+	if err := o.flush(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("flush after unmounting %s: %w", dir, err)
+	}
+	return nil
+}
+
+func (o *Options) common() *common {
+	c := &common{mounted: time.Now(), interruptAfter: o.InterruptAfter, readOnly: o.ReadOnly}
+	c.log = o.Logger
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.interruptAfter <= 0 {
+		c.interruptAfter = defaultInterruptAfter
+	}
+	return c
+}
+
+type mounted struct {
+	dir    string
+	server *fuse.Server
+	log    *slog.Logger
+}
+
+// serve tells that the mount is there and waits for its end.
+func (m *mounted) serve(ctx context.Context, o Options) error {
 	if o.Ready != nil {
 		o.Ready()
 	}
@@ -68,23 +109,10 @@ func Serve(ctx context.Context, dir string, d Disk, o Options) error {
 		busy = m.end(gone)
 		<-gone
 	}
-	// ctx may be done, and what was written has to be flushed all the same.
-	if !m.disk.readOnly {
-		if err := d.Flush(context.WithoutCancel(ctx)); err != nil {
-			return errors.Join(busy, fmt.Errorf("flush after unmounting %s: %w", dir, err))
-		}
-	}
 	return busy
 }
 
-type mounted struct {
-	dir    string
-	server *fuse.Server
-	disk   *diskNode
-	log    *slog.Logger
-}
-
-func start(dir string, d Disk, o Options) (*mounted, error) {
+func start(dir string, root fs.InodeEmbedder, c *common, o Options) (*mounted, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("mount: %w", err)
@@ -94,38 +122,24 @@ func start(dir string, d Disk, o Options) (*mounted, error) {
 	} else if !st.IsDir() {
 		return nil, fmt.Errorf("mount: %s: %w", dir, syscall.ENOTDIR)
 	}
-	b, err := newBlocks(d)
-	if err != nil {
-		return nil, fmt.Errorf("mount: %w", err)
-	}
-	m := &mounted{dir: dir, log: o.Logger}
-	if m.log == nil {
-		m.log = slog.New(slog.DiscardHandler)
-	}
-	m.disk = &diskNode{blocks: b, readOnly: o.ReadOnly || d.ReadOnly(), mounted: time.Now(), log: m.log, interruptAfter: o.InterruptAfter}
-	if m.disk.interruptAfter <= 0 {
-		m.disk.interruptAfter = defaultInterruptAfter
-	}
+	m := &mounted{dir: dir, log: c.log}
 	if o.Name == "" {
 		o.Name = "vdbridge"
 	}
 	flags := []string{"default_permissions"}
-	if m.disk.readOnly {
-		flags = append(flags, "ro")
-	}
-	// The files never change their names, and their sizes do not change while they are mounted.
-	forever := time.Hour
 	direct := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
-	if m.disk.readOnly {
+	if c.readOnly {
+		flags = append(flags, "ro")
 		direct |= unix.MS_RDONLY
 	}
-	root := &rootNode{disk: m.disk, info: o.Info}
+	// Nodes say for how long what they tell is true; this is for those who do not.
+	moment := time.Second
 	m.server, err = fs.Mount(dir, root, &fs.Options{
-		EntryTimeout:    &forever,
-		NegativeTimeout: &forever,
-		RootStableAttr:  &fs.StableAttr{Ino: 1},
-		UID:             uint32(os.Getuid()),
-		GID:             uint32(os.Getgid()),
+		EntryTimeout:   &moment,
+		AttrTimeout:    &moment,
+		RootStableAttr: &fs.StableAttr{Ino: 1},
+		UID:            uint32(os.Getuid()),
+		GID:            uint32(os.Getgid()),
 		MountOptions: fuse.MountOptions{
 			AllowOther:              o.AllowOther,
 			Options:                 flags,
@@ -144,6 +158,7 @@ func start(dir string, d Disk, o Options) (*mounted, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w; it takes /dev/fuse, and either root or the package fuse3", dir, err)
 	}
+	readAhead(dir, m.log)
 	return m, nil
 }
 

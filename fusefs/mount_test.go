@@ -297,7 +297,7 @@ func TestErrorsAndFlushes(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	d := ramdisk.New(1<<20, 512)
 	d.SetReadOnly(true)
-	v := show(t, d, Options{Info: func() []byte { return []byte("{}\n") }})
+	v := show(t, d, Options{Info: func(context.Context) []byte { return []byte("{}\n") }})
 	if f, err := os.OpenFile(v.raw, os.O_RDWR, 0); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("open for writing: %v, want EROFS", err)
 		f.Close()

@@ -2,296 +2,276 @@ package fusefs
 
 import (
 	"context"
-	"log/slog"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 )
 
-// rootNode is the directory. Its files never change, so they are made once.
-type rootNode struct {
+// Names in the folder of a disk.
+const (
+	rawName          = "disk.raw"
+	partitionsName   = "partitions"
+	infoName         = "info.json"
+	reservationsName = "reservations"
+)
+
+// shown is the folder of a disk, as its nodes know it.
+type shown struct {
+	*common
+	src   source
+	label string // for messages, "" for the only disk of a mount
+	texts [2]bool
+
+	mu    sync.Mutex
+	files map[string]*fileNode // that the kernel knows
+}
+
+func newShown(c *common, src source, label string, info, reservations bool) *shown {
+	return &shown{common: c, src: src, label: label, texts: [2]bool{info, reservations}, files: map[string]*fileNode{}}
+}
+
+// timeouts sets for how long the kernel believes what it is told.
+func (s *shown) timeouts(out *fuse.EntryOut, changes bool) {
+	t := time.Hour
+	if changes || !s.lasting {
+		t = time.Second
+	}
+	out.SetEntryTimeout(t)
+	out.SetAttrTimeout(t)
+}
+
+// dirNode is the folder itself.
+type dirNode struct {
 	fs.Inode
-	disk *diskNode
-	info func() []byte
+	*shown
 }
 
 var (
-	_ fs.NodeOnAdder   = (*rootNode)(nil)
-	_ fs.NodeStatfser  = (*rootNode)(nil)
-	_ fs.NodeStatfser  = (*diskNode)(nil)
-	_ fs.NodeOpener    = (*diskNode)(nil)
-	_ fs.NodeReader    = (*diskNode)(nil)
-	_ fs.NodeWriter    = (*diskNode)(nil)
-	_ fs.NodeFsyncer   = (*diskNode)(nil)
-	_ fs.NodeFlusher   = (*diskNode)(nil)
-	_ fs.NodeAllocater = (*diskNode)(nil)
-	_ fs.NodeLseeker   = (*diskNode)(nil)
-	_ fs.NodeGetattrer = (*diskNode)(nil)
-	_ fs.NodeSetattrer = (*diskNode)(nil)
-	_ fs.NodeOpener    = (*textNode)(nil)
-	_ fs.NodeGetattrer = (*textNode)(nil)
+	_ fs.NodeLookuper  = (*dirNode)(nil)
+	_ fs.NodeReaddirer = (*dirNode)(nil)
+	_ fs.NodeGetattrer = (*dirNode)(nil)
+	_ fs.NodeStatfser  = (*dirNode)(nil)
 )
 
-func (r *rootNode) OnAdd(ctx context.Context) {
-	r.AddChild("disk.raw", r.NewPersistentInode(ctx, r.disk, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 2}), false)
-	if r.info != nil {
-		info := &textNode{text: r.info, mounted: r.disk.mounted}
-		info.size.Store(int64(len(r.info())))
-		r.AddChild("info.json", r.NewPersistentInode(ctx, info, fs.StableAttr{Mode: fuse.S_IFREG, Ino: 3}), false)
+// Nothing can be made or removed here. Without these methods the library would pretend to.
+
+func (*dirNode) Unlink(context.Context, string) syscall.Errno   { return syscall.EPERM }
+func (*dirNode) Rmdir(context.Context, string) syscall.Errno    { return syscall.EPERM }
+func (*partsNode) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+func (*partsNode) Rmdir(context.Context, string) syscall.Errno  { return syscall.EPERM }
+
+func (d *dirNode) entries() []fuse.DirEntry {
+	list := []fuse.DirEntry{{Name: rawName, Mode: fuse.S_IFREG}, {Name: partitionsName, Mode: fuse.S_IFDIR}}
+	for i, name := range []string{infoName, reservationsName} {
+		if d.texts[i] {
+			list = append(list, fuse.DirEntry{Name: name, Mode: fuse.S_IFREG})
+		}
 	}
+	return list
 }
 
-func (r *rootNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
-	return r.disk.Statfs(ctx, out)
+func (d *dirNode) Readdir(context.Context) (fs.DirStream, syscall.Errno) {
+	return fs.NewListDirStream(d.entries()), 0
 }
 
-// diskNode is disk.raw.
-type diskNode struct {
-	fs.Inode
-	*blocks
-	readOnly bool
-	mounted  time.Time
+func (d *dirNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	d.directory(&out.Attr)
+	return 0
+}
 
-	interruptAfter time.Duration
-	written        atomic.Int64 // Unix nanoseconds of the last write
-	dirty          atomic.Bool  // written to since the last flush began
-	log            *slog.Logger
-	logged         atomic.Int64
+func (s *shown) directory(a *fuse.Attr) {
+	a.Mode = fuse.S_IFDIR | 0o700
+	if s.readOnly {
+		a.Mode = fuse.S_IFDIR | 0o500
+	}
+	a.Nlink = 2
+	a.SetTimes(&s.mounted, &s.mounted, &s.mounted)
+}
+
+func (d *dirNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	var node fs.InodeEmbedder
+	attr := fs.StableAttr{Mode: fuse.S_IFREG}
+	var a fuse.AttrOut
+	changes := false
+	old := d.GetChild(name)
+	switch {
+	case name == rawName:
+		if old == nil {
+			node = &fileNode{shown: d.shown, name: rawName}
+		} else {
+			node = old.Operations()
+		}
+		if e := node.(*fileNode).Getattr(ctx, nil, &a); e != 0 {
+			return nil, e
+		}
+	case name == partitionsName:
+		node, attr.Mode = &partsNode{shown: d.shown}, fuse.S_IFDIR
+		d.directory(&a.Attr)
+	case name == infoName && d.texts[0], name == reservationsName && d.texts[1]:
+		if old == nil {
+			node = &textNode{shown: d.shown, name: name}
+		} else {
+			node = old.Operations()
+		}
+		if e := node.(*textNode).Getattr(ctx, nil, &a); e != 0 {
+			return nil, e
+		}
+		changes = true
+	default:
+		return nil, syscall.ENOENT
+	}
+	out.Attr = a.Attr
+	d.timeouts(out, changes)
+	if old != nil {
+		return old, 0
+	}
+	return d.NewInode(ctx, node, attr), 0
+}
+
+func (d *dirNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return d.statfs(ctx, out)
 }
 
 const reportedBlock = 4096
 
-func (d *diskNode) Statfs(_ context.Context, out *fuse.StatfsOut) syscall.Errno {
-	out.Bsize, out.Frsize = reportedBlock, reportedBlock
-	out.Blocks = uint64(d.size) / reportedBlock
-	out.Files = 2
-	out.NameLen = 255
-	return 0
-}
-
-func (d *diskNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
-	out.Mode = fuse.S_IFREG | 0o600
-	if d.readOnly {
-		out.Mode = fuse.S_IFREG | 0o400
-	}
-	out.Size = uint64(d.size)
-	out.Blocks = uint64(d.size) / 512
-	out.Blksize = reportedBlock
-	out.Nlink = 1
-	mtime := d.mounted
-	if w := d.written.Load(); w != 0 {
-		mtime = time.Unix(0, w)
-	}
-	out.SetTimes(&d.mounted, &mtime, &mtime)
-	return 0
-}
-
-// Setattr lets programs set what changes nothing: a disk cannot be cut or grown by this, and truncation to its own size is what a copying
-// tool may do.
-func (d *diskNode) Setattr(ctx context.Context, f fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if size, ok := in.GetSize(); ok && size != uint64(d.size) {
-		if size == 0 {
-			// open(O_TRUNC), as a shell's ">" does it: a block device ignores it too.
-			return d.Getattr(ctx, f, out)
-		}
-		return syscall.EPERM
-	}
-	return d.Getattr(ctx, f, out)
-}
-
-func (d *diskNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
-	if d.readOnly && flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		return nil, 0, syscall.EROFS
-	}
-	if d.shared {
-		return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES, 0
-	}
-	return nil, fuse.FOPEN_KEEP_CACHE, 0
-}
-
-// operation returns the context of one request. The kernel interrupts a request when its caller gets any signal: a timer's, or those that the Go runtime sends
-// itself all the time. No program expects a read of a disk to fail for that, and a cancelled write may have happened or not. So a
-// signal counts only once the request has taken so long that somebody may want to end it.
-func (d *diskNode) operation(ctx context.Context) (context.Context, func()) {
-	interrupted := ctx.Done()
-	op, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	t := time.AfterFunc(d.interruptAfter, func() {
-		select {
-		case <-interrupted:
-			cancel()
-		case <-op.Done():
-		}
-	})
-	return op, func() {
-		t.Stop()
-		cancel()
-	}
-}
-
-// failed logs an error, at most one a second, and says it to the kernel.
-func (d *diskNode) failed(op string, off, n int64, err error) syscall.Errno {
-	e := errno(err)
-	if e == syscall.EINTR {
-		return e
-	}
-	now, last := time.Now().UnixNano(), d.logged.Load()
-	if now-last > int64(time.Second) && d.logged.CompareAndSwap(last, now) {
-		d.log.Warn("fuse: request failed", "op", op, "offset", off, "length", n, "errno", unix.ErrnoName(e), "err", err)
-	}
-	return e
-}
-
-func (d *diskNode) Read(ctx context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
-	ctx, done := d.operation(ctx)
-	defer done()
-	if off >= d.size {
-		return fuse.ReadResultData(nil), 0
-	}
-	dest = dest[:min(int64(len(dest)), d.size-off)]
-	if err := d.read(ctx, dest, off); err != nil {
-		return nil, d.failed("read", off, int64(len(dest)), err)
-	}
-	return fuse.ReadResultData(dest), 0
-}
-
-func (d *diskNode) Write(ctx context.Context, _ fs.FileHandle, data []byte, off int64) (uint32, syscall.Errno) {
-	ctx, done := d.operation(ctx)
-	defer done()
-	switch {
-	case d.readOnly:
-		return 0, syscall.EROFS
-	case off >= d.size && len(data) > 0:
-		return 0, syscall.ENOSPC
-	}
-	// As a block device does it: what fits is written.
-	data = data[:min(int64(len(data)), d.size-off)]
-	if err := d.write(ctx, data, off); err != nil {
-		return 0, d.failed("write", off, int64(len(data)), err)
-	}
-	d.wrote()
-	return uint32(len(data)), 0
-}
-
-func (d *diskNode) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscall.Errno {
-	ctx, done := d.operation(ctx)
-	defer done()
-	return d.flush(ctx)
-}
-
-// Flush is called when a file is closed. umount returns before this process has done its own last flush, so what was written is made
-// durable here: whoever detaches a loop device, or closes the file, can rely on it.
-func (d *diskNode) Flush(ctx context.Context, _ fs.FileHandle) syscall.Errno {
-	ctx, done := d.operation(ctx)
-	defer done()
-	if !d.dirty.Load() {
-		return 0
-	}
-	return d.flush(ctx)
-}
-
-func (d *diskNode) flush(ctx context.Context) syscall.Errno {
-	if d.readOnly {
-		return 0
-	}
-	d.dirty.Store(false)
-	if err := d.disk.Flush(ctx); err != nil {
-		d.dirty.Store(true)
-		return d.failed("flush", 0, d.size, err)
-	}
-	return 0
-}
-
-// wrote notes a change of the disk.
-func (d *diskNode) wrote() {
-	d.written.Store(time.Now().UnixNano())
-	if !d.dirty.Load() {
-		d.dirty.Store(true)
-	}
-}
-
-func (d *diskNode) Allocate(ctx context.Context, _ fs.FileHandle, off, size uint64, mode uint32) syscall.Errno {
-	ctx, done := d.operation(ctx)
-	defer done()
-	if d.readOnly {
-		return syscall.EROFS
-	}
-	unmap := false
-	switch mode {
-	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE:
-		unmap = true
-	case unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
-	default:
-		// Room for later writes cannot be promised.
-		return syscall.EOPNOTSUPP
-	}
-	end := off + size
-	if end < off || off > uint64(d.size) || end > uint64(d.size) && mode == unix.FALLOC_FL_ZERO_RANGE {
-		return syscall.ENOSPC
-	}
-	n := int64(min(end, uint64(d.size)) - off)
-	if n == 0 {
-		return 0
-	}
-	if err := d.zero(ctx, int64(off), n, unmap); err != nil {
-		return d.failed("zero", int64(off), n, err)
-	}
-	d.wrote()
-	return 0
-}
-
-func (d *diskNode) Lseek(ctx context.Context, _ fs.FileHandle, off uint64, whence uint32) (uint64, syscall.Errno) {
-	ctx, done := d.operation(ctx)
-	defer done()
-	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
-		return 0, syscall.EINVAL
-	}
-	if off >= uint64(d.size) {
-		return 0, syscall.ENXIO
-	}
-	at, err := d.seek(ctx, int64(off), whence == unix.SEEK_HOLE)
+// statfs has the size of the disk; what is free in it is not for us to say.
+func (s *shown) statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	out.Bsize, out.Frsize, out.NameLen, out.Files = reportedBlock, reportedBlock, 255, 4
+	o, err := s.src.acquire(ctx, false)
 	if err != nil {
-		return 0, errno(err)
+		return s.failed("statfs", s.label, 0, 0, err)
 	}
-	return uint64(at), 0
+	defer s.src.release(o)
+	out.Blocks = uint64(o.size) / reportedBlock
+	return 0
+}
+
+// partsNode is partitions: a file for each.
+type partsNode struct {
+	fs.Inode
+	*shown
+}
+
+var (
+	_ fs.NodeLookuper  = (*partsNode)(nil)
+	_ fs.NodeReaddirer = (*partsNode)(nil)
+	_ fs.NodeGetattrer = (*partsNode)(nil)
+	_ fs.NodeStatfser  = (*partsNode)(nil)
+)
+
+func (p *partsNode) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	p.directory(&out.Attr)
+	return 0
+}
+
+func (p *partsNode) Statfs(ctx context.Context, out *fuse.StatfsOut) syscall.Errno {
+	return p.statfs(ctx, out)
+}
+
+func (p *partsNode) Readdir(ctx context.Context) (fs.DirStream, syscall.Errno) {
+	o, err := p.src.acquire(ctx, false)
+	if err != nil {
+		return nil, p.failed("list partitions", p.label, 0, 0, err)
+	}
+	defer p.src.release(o)
+	parts, err := o.list(ctx)
+	if err != nil {
+		return nil, p.failed("list partitions", p.label, 0, 0, err)
+	}
+	list := make([]fuse.DirEntry, len(parts))
+	for i, part := range parts {
+		list[i] = fuse.DirEntry{Name: part.Name, Mode: fuse.S_IFREG}
+	}
+	return fs.NewListDirStream(list), 0
+}
+
+func (p *partsNode) Lookup(ctx context.Context, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	old := p.GetChild(name)
+	node := &fileNode{shown: p.shown, name: partitionsName + "/" + name}
+	if old != nil {
+		node = old.Operations().(*fileNode)
+	}
+	var a fuse.AttrOut
+	if e := node.Getattr(ctx, nil, &a); e != 0 {
+		return nil, e
+	}
+	out.Attr = a.Attr
+	p.timeouts(out, true)
+	if old != nil {
+		return old, 0
+	}
+	return p.NewInode(ctx, node, fs.StableAttr{Mode: fuse.S_IFREG}), 0
 }
 
 // textNode is a small file whose text is made when it is opened. Its size is that of the text made last: making it may take a question to
 // the server, which listing a directory should not wait for. Reads are direct, and so not bound by it.
 type textNode struct {
 	fs.Inode
-	text    func() []byte
-	mounted time.Time
-	size    atomic.Int64
+	*shown
+	name string
+	size atomic.Int64
 }
 
 // textHandle is the text as it was when the file was opened.
 type textHandle struct{ text []byte }
 
-var _ fs.FileReader = (*textHandle)(nil)
+var (
+	_ fs.NodeOpener    = (*textNode)(nil)
+	_ fs.NodeGetattrer = (*textNode)(nil)
+	_ fs.FileReader    = (*textHandle)(nil)
+)
 
-func (t *textNode) Getattr(_ context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+func (t *textNode) make(ctx context.Context) ([]byte, error) {
+	o, err := t.src.acquire(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	defer t.src.release(o)
+	f := o.Info
+	if t.name == reservationsName {
+		f = o.Reservations
+	}
+	if f == nil { // this disk has none, others of the mount have
+		return []byte{}, nil
+	}
+	return f(ctx), nil
+}
+
+func (t *textNode) Getattr(ctx context.Context, f fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode = fuse.S_IFREG | 0o400
 	out.Nlink = 1
-	if h, ok := f.(*textHandle); ok {
+	switch h, ok := f.(*textHandle); {
+	case ok:
 		out.Size = uint64(len(h.text))
-	} else {
+	case t.size.Load() == 0 && t.lasting:
+		b, err := t.make(ctx)
+		if err != nil {
+			return t.failed("read", t.name, 0, 0, err)
+		}
+		t.size.Store(int64(len(b)))
+		fallthrough
+	default:
 		out.Size = uint64(t.size.Load())
 	}
 	out.SetTimes(&t.mounted, &t.mounted, &t.mounted)
 	return 0
 }
 
-func (t *textNode) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+func (t *textNode) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EROFS
 	}
-	h := &textHandle{t.text()}
-	t.size.Store(int64(len(h.text)))
-	return h, fuse.FOPEN_DIRECT_IO, 0
+	b, err := t.make(ctx)
+	if err != nil {
+		return nil, 0, t.failed("open", strings.TrimPrefix(t.label+"/"+t.name, "/"), 0, 0, err)
+	}
+	t.size.Store(int64(len(b)))
+	return &textHandle{b}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 func (h *textHandle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {

@@ -245,14 +245,18 @@ func (d *demo) mountAndWork(url, mode, name string) error {
 		mnt, ext4 = d.path(name), d.path(name + "-ext4")
 		fuse      *lab.Proc
 		loop      string
+		flags     = []string{"--mode", mode}
 	)
+	if mode == "rsvd" {
+		flags = append(flags, "--reserve") // ext4 is for one host
+	}
 	return d.steps(
-		step{"Show the disk as a file: `vdbridge mount --mode " + mode + "`", func() (string, error) {
+		step{"Show the disk as a file: `vdbridge mount " + strings.Join(flags, " ") + "`", func() (string, error) {
 			if err := errors.Join(os.Mkdir(mnt, 0o755), os.Mkdir(ext4, 0o755)); err != nil {
 				return "", err
 			}
 			var err error
-			fuse, err = d.vd.Mount(d.ctx, url, mnt, "--mode", mode)
+			fuse, err = d.vd.Mount(d.ctx, url, mnt, flags...)
 			if err != nil {
 				return "", err
 			}
