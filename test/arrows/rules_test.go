@@ -59,7 +59,6 @@ var foreign = map[string][]string{
 var sleepers = map[string]string{
 	"client/conn_test.go":           "asks again and again for a state of the connection's table that has no event",
 	"client/link/link_test.go":      "sleeps in a bubble of synctest, where time passes when nobody has anything to do",
-	"fusefs/pool_test.go":           "the clock is the one of testing/synctest",
 	"client/speed_test.go":          "cancels at any moment, which one does not matter",
 	"test/channels/harness_test.go": "asks again and again for a state of a session that has no event",
 	"test/leak/leak.go":             "the runtime has no event for the end of a goroutine, so it is asked again and again",
