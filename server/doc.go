@@ -32,7 +32,7 @@
 //	session.mu                     channels, trees and opens of a session
 //	conn.mu                        window of message ids, requests, pending operations
 //
-// durable.recording is held while an open's picture is taken for the database, and comes before all of these. durables.mu stands alone: nothing but atomic fields is touched while it is held.
+// durable.recording is held while a picture of an open is taken for the database; it comes after name stripes and before the others. durables.mu stands alone: nothing but atomic fields is touched while it is held.
 //
 // A name stripe is held across the system calls on that directory entry, which is its purpose.
 //
