@@ -4,14 +4,17 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"vdbridge/smb/fscc"
 	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/tunnel"
 	"vdbridge/smb/wire"
@@ -319,5 +322,197 @@ func TestStandbyEnds(t *testing.T) {
 	}
 	if err := p.Stop(20 * time.Second); err != nil {
 		t.Errorf("SIGTERM while it waits: %v", err)
+	}
+}
+
+// TestKilledUnderLoad kills a server while clients open, lock, rename and close, and holds the next one against what they were told: what was answered has
+// happened, what was not asked for has not, and of what was under way either.
+func TestKilledUnderLoad(t *testing.T) {
+	l := newPrograms(t, "--ca")
+	s := l.mustStart("127.0.0.1:0")
+	addr := s.addr.String()
+	type file struct {
+		name   string
+		guid   byte
+		id     wire.FileID
+		open   bool
+		locked [4]bool
+		doubt  string // what was not answered: "", or the name of the operation
+		at     int    // which lock, or the new name
+	}
+	const clients, files = 4, 8
+	all := make([][]*file, clients)
+	for c := range all {
+		for f := range files {
+			all[c] = append(all[c], &file{name: fmt.Sprintf("f%d-%d-0", c, f), guid: byte(c*files + f + 1)})
+		}
+	}
+	// work goes on until the server is gone.
+	work := func(c int, p *peer, rng *rand.Rand) {
+		ask := func(f *file, what string, cmd wire.Command, body func([]byte) []byte) (*reply, bool) {
+			f.doubt = what
+			if p.trySend(p.message(cmd, body)) != nil {
+				return nil, false
+			}
+			rs, err := p.tryReceive()
+			for err == nil && rs[0].status() == ntstatus.Pending {
+				rs, err = p.tryReceive()
+			}
+			if err != nil {
+				return nil, false
+			}
+			f.doubt = ""
+			return rs[0], true
+		}
+		for n := 1; ; n++ {
+			f := all[c][rng.IntN(files)]
+			switch k := rng.IntN(8); {
+			case !f.open:
+				r, ok := ask(f, "CREATE", wire.CmdCreate, with(openReq(f.name), dh2q(f.guid, 5*time.Minute, flagPersistent)).Append)
+				if !ok {
+					return
+				}
+				resp, err := wire.ParseCreateResponse(r.msg)
+				if r.status() != ntstatus.Success || err != nil || len(resp.Contexts) != 1 {
+					t.Errorf("CREATE %s: %v, %v", f.name, r.status(), err)
+					return
+				}
+				f.id, f.open = resp.FileID, true
+			case k == 0:
+				r, ok := ask(f, "CLOSE", wire.CmdClose, (&wire.CloseRequest{FileID: f.id}).Append)
+				if !ok {
+					return
+				}
+				check(t, "CLOSE", r.status(), ntstatus.Success)
+				f.open, f.locked = false, [4]bool{}
+			case k == 1:
+				f.at = n
+				to := fmt.Sprintf("%s-%d", f.name[:4], n)
+				b := make([]byte, 20)
+				for _, c := range to {
+					b = append(b, byte(c), 0)
+				}
+				le.PutUint32(b[16:], uint32(2*len(to)))
+				r, ok := ask(f, "rename", wire.CmdSetInfo, (&wire.SetInfoRequest{InfoType: wire.InfoFile, FileInfoClass: fscc.FileRenameInformation, FileID: f.id, Buffer: b}).Append)
+				if !ok {
+					return
+				}
+				check(t, "rename", r.status(), ntstatus.Success)
+				f.name = to
+			default:
+				f.at = rng.IntN(4)
+				flags := wire.LockExclusive | wire.LockFailImmediately
+				if f.locked[f.at] {
+					flags = wire.LockUnlock
+				}
+				r, ok := ask(f, "LOCK", wire.CmdLock, (&wire.LockRequest{FileID: f.id, Locks: []wire.LockElement{{Offset: uint64(f.at) * 10, Length: 10, Flags: flags}}}).Append)
+				if !ok {
+					return
+				}
+				check(t, "LOCK", r.status(), ntstatus.Success)
+				f.locked[f.at] = !f.locked[f.at]
+			}
+		}
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	for round := range 6 {
+		var wg sync.WaitGroup
+		peers := make([]*peer, clients)
+		for c := range clients {
+			peers[c], _ = s.client(t, byte(c+1), 0)
+		}
+		// First everybody takes back what must be there.
+		for c, p := range peers {
+			for _, f := range all[c] {
+				if f.id == (wire.FileID{}) && f.doubt == "" {
+					continue
+				}
+				var resp *wire.CreateResponse
+				st := ntstatus.ObjectNameNotFound
+				names := []string{f.name}
+				if f.doubt == "rename" {
+					names = append(names, fmt.Sprintf("%s-%d", f.name[:4], f.at))
+				}
+				if f.doubt == "CREATE" {
+					// Its open is there already, or not yet.
+					if resp, st = p.replay(with(openReq(f.name), dh2q(f.guid, 5*time.Minute, flagPersistent))); st != ntstatus.Success {
+						t.Errorf("round %d: CREATE of %s again: %v", round, f.name, st)
+						continue
+					}
+					f.open = true
+				}
+				for _, name := range names {
+					if f.doubt == "CREATE" {
+						break
+					}
+					if resp, st = p.tryOpen(with(openReq(name), dh2c(f.id, f.guid, flagPersistent))); st == ntstatus.Success {
+						f.name = name
+						break
+					}
+				}
+				switch {
+				case f.doubt == "CLOSE":
+					if f.open = st == ntstatus.Success; !f.open {
+						f.locked = [4]bool{}
+					}
+				case f.open != (st == ntstatus.Success):
+					t.Errorf("round %d: %s was open: %v, reconnect: %v", round, f.name, f.open, st)
+				}
+				if f.doubt == "CLOSE" && st != ntstatus.Success && st != ntstatus.ObjectNameNotFound {
+					t.Errorf("round %d: %s: %v", round, f.name, st)
+				}
+				if st == ntstatus.Success {
+					f.id = resp.FileID
+				}
+			}
+		}
+		// Then a stranger feels for their locks.
+		stranger, _ := s.client(t, 99, 0)
+		for c := range all {
+			for _, f := range all[c] {
+				if !f.open {
+					continue
+				}
+				x := stranger.open(openReq(f.name))
+				for i, held := range f.locked {
+					r := stranger.ask(wire.CmdLock, (&wire.LockRequest{FileID: x, Locks: []wire.LockElement{{Offset: uint64(i) * 10, Length: 10, Flags: wire.LockExclusive | wire.LockFailImmediately}}}).Append)
+					got := r.status() == ntstatus.LockNotGranted
+					if f.doubt == "LOCK" && f.at == i {
+						f.locked[i] = got
+					} else if got != held {
+						t.Errorf("round %d: lock %d of %s is held: %v, want %v", round, i, f.name, got, held)
+					}
+				}
+				check(t, "CLOSE", stranger.close(x), ntstatus.Success)
+				f.doubt = ""
+			}
+		}
+		for _, list := range all {
+			for _, f := range list {
+				f.doubt = ""
+			}
+		}
+		if t.Failed() {
+			return
+		}
+		started := make(chan struct{}, clients)
+		for c, p := range peers {
+			wg.Go(func() {
+				started <- struct{}{}
+				work(c, p, rand.New(rand.NewPCG(seed, uint64(round*clients+c))))
+			})
+		}
+		for range clients {
+			<-started
+		}
+		// Some CREATEs later.
+		before, _ := s.client(t, 98, 0)
+		for range 300 {
+			before.close(before.open(openReq("x")))
+		}
+		s.proc.Kill()
+		wg.Wait()
+		s = l.mustStart(addr)
 	}
 }
