@@ -416,7 +416,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	for round := range 6 {
+	for round := range 4 {
 		var wg sync.WaitGroup
 		peers := make([]*peer, clients)
 		for c := range clients {
@@ -508,7 +508,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		}
 		// Some CREATEs later.
 		before, _ := s.client(t, 98, 0)
-		for range 300 {
+		for range 150 {
 			before.close(before.open(openReq("x")))
 		}
 		s.proc.Kill()
