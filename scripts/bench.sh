@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 GO=${GO:-go}
 seconds=${BENCH_SECONDS:-2}
 rounds=${BENCH_ROUNDS:-5}
-chosen=${BENCH:-nbd,client,chain,vhdx}
+all=nbd,client,channels,chain,vhdx
+chosen=${BENCH:-$all}
 export PATH=$PATH:/usr/sbin:/sbin
 doc=docs/benchmarks.md
 out=build/benchmarks.md
@@ -28,10 +29,11 @@ Measured on $(date -u +%Y-%m-%d) with vdbridge $(git describe --tags --always --
 EOF
 section nbd "NBD server over memory" "$GO" run ./test/bench/nbdbench -seconds "$seconds" -rounds "$rounds"
 section client "SMB client from smbd" peers
+section channels "Several channels" "$GO" run ./test/bench/channels -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 section chain "The whole chain: NBD, RSVD, server" "$GO" run ./test/bench/chain -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 section vhdx "VHDX" "$GO" run ./test/bench/vhdxbench -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 
-if [ "$chosen" != nbd,client,chain,vhdx ]; then
+if [ "$chosen" != "$all" ]; then
 	cat $out
 	echo "bench: only a part was run, so $doc stays as it is" >&2
 	exit 0
