@@ -31,12 +31,18 @@ func (g *logon) run(ctx context.Context, c *client.Conn, so client.SessionOption
 	ctx, cancel := g.o.limit(ctx)
 	defer cancel()
 	so.AllowGuest = cred.Guest
-	user := auth.Credentials{User: cred.User, Domain: cred.Domain, Password: cred.password, Anonymous: cred.Anonymous}
-	s, err := c.Session(ctx, user, so)
+	if !cred.Anonymous && !cred.Guest {
+		so.Renew = func(context.Context) ([]auth.MechInitiator, error) { return []auth.MechInitiator{g.ntlm(cred)}, nil }
+	}
+	s, err := c.SessionWith(ctx, so, g.ntlm(cred))
 	if err != nil {
 		return nil, explainLogon(g.loc, g.o, *cred, err)
 	}
 	return s, nil
+}
+
+func (g *logon) ntlm(c *Credentials) auth.MechInitiator {
+	return auth.NTLM(auth.Credentials{User: c.User, Domain: c.Domain, Password: c.password, Anonymous: c.Anonymous}, "cifs/"+g.loc.Host)
 }
 
 func (g *logon) credentials(ctx context.Context) (*Credentials, error) {
@@ -77,11 +83,15 @@ func (g *logon) byKerberos(ctx context.Context, c *client.Conn, so client.Sessio
 	}
 	ctx, cancel := g.o.limit(ctx)
 	defer cancel()
-	mech, err := k.Mechanism(ctx, spn)
+	so.Renew = func(ctx context.Context) ([]auth.MechInitiator, error) {
+		mech, err := k.Mechanism(ctx, spn)
+		return []auth.MechInitiator{mech}, err
+	}
+	mechs, err := so.Renew(ctx)
 	if err != nil {
 		return nil, explainKerberos(g.loc, g.o, k, err)
 	}
-	s, err := c.SessionWith(ctx, so, mech)
+	s, err := c.SessionWith(ctx, so, mechs...)
 	if err != nil {
 		return nil, explainKerberos(g.loc, g.o, k, err)
 	}

@@ -187,7 +187,8 @@ func (t *Tree) Reopen(ctx context.Context, prev *File) (*File, error) {
 	if lasting.Persistent {
 		q.Flags = wire.DurablePersistent
 	}
-	contexts := append(slices.Clone(f.opts.Contexts), wire.CreateContext{Name: wire.CreateDurableConnect2, Data: wire.AppendDurableConnect2(nil, q)})
+	// Contexts of the first CREATE are not repeated: the server has what they said. [MS-RSVD] 3.2.5.1
+	contexts := []wire.CreateContext{{Name: wire.CreateDurableConnect2, Data: wire.AppendDurableConnect2(nil, q)}}
 	f.opts.Oplock = h.oplock
 	if h.oplock == wire.OplockLease {
 		contexts = append(contexts, wire.CreateContext{Name: wire.CreateLease, Data: wire.AppendLease(nil, h.lease)})

@@ -66,7 +66,8 @@ func (s *SMB) DialIn(ctx context.Context, addr string, previous uint64, step tim
 	w.tree, err = w.session.Tree(connect, s.Share)
 	cancel()
 	if err != nil {
-		w.Abort()
+		_ = w.session.Close()
+		w.conn.Abort()
 		return nil, &StepError{"share", addr, err}
 	}
 	if s.Channels.Count > 1 {
@@ -144,7 +145,12 @@ func (w *smbWay) Lasting(h Handle) Lasting {
 	return l
 }
 
-func (w *smbWay) Echo(ctx context.Context) error { return w.conn.Echo(ctx) }
+func (w *smbWay) Echo(ctx context.Context) error {
+	if w.conn.Err() != nil { // other channels look after themselves
+		return w.session.Err()
+	}
+	return w.conn.Echo(ctx)
+}
 
 func (w *smbWay) Channels() []Channel {
 	var out []Channel
@@ -154,7 +160,7 @@ func (w *smbWay) Channels() []Channel {
 	return out
 }
 
-func (w *smbWay) Abort() { w.conn.Abort() }
+func (w *smbWay) Abort() { w.session.Abort() }
 
 func (w *smbWay) Close() error {
 	err := errors.Join(w.tree.Close(), w.session.Close())

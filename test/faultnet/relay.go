@@ -26,11 +26,19 @@ type Relay struct {
 	delay           atomic.Int64 // nanoseconds one way
 	bytes           atomic.Int64
 	wg              sync.WaitGroup
+	done            chan struct{} // closed by Close
 
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
 	closed bool
 	down   bool
+	ice    *ice // of new connections
+}
+
+// ice holds bytes back while it is not melted.
+type ice struct {
+	frozen atomic.Bool
+	melted chan struct{}
 }
 
 // NewRelay listens on listen ("127.0.0.1:0", or a socket's path with network "unix") and passes each connection on to target on the
@@ -40,7 +48,7 @@ func NewRelay(network, listen, target string, oneWay time.Duration) (*Relay, err
 	if err != nil {
 		return nil, fmt.Errorf("relay: listen: %w", err)
 	}
-	r := &Relay{network: network, target: target, ln: ln, conns: make(map[net.Conn]struct{})}
+	r := &Relay{network: network, target: target, ln: ln, conns: make(map[net.Conn]struct{}), ice: newIce(), done: make(chan struct{})}
 	r.SetDelay(oneWay)
 	r.wg.Go(r.accept)
 	return r, nil
@@ -62,6 +70,19 @@ func (r *Relay) CutAll() int {
 	defer r.mu.Unlock()
 	return r.cutLocked()
 }
+
+// Freeze lets no more bytes pass on the connections that there are, and breaks none of them: each end waits for the other, as when a host has vanished. Later
+// connections are served as before. The function it returns lets everything pass that was held back, as a network that had detained it.
+func (r *Relay) Freeze() (thaw func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.ice
+	r.ice = newIce()
+	i.frozen.Store(true)
+	return sync.OnceFunc(func() { close(i.melted) })
+}
+
+func newIce() *ice { return &ice{melted: make(chan struct{})} }
 
 // SetDown with true breaks every connection and turns new ones away until SetDown(false).
 func (r *Relay) SetDown(down bool) {
@@ -88,6 +109,9 @@ func (r *Relay) cutLocked() int {
 // Close stops listening, breaks every connection and waits until nothing of the relay runs. It may be called more than once.
 func (r *Relay) Close() error {
 	r.mu.Lock()
+	if !r.closed {
+		close(r.done)
+	}
 	r.closed = true
 	r.cutLocked()
 	r.mu.Unlock()
@@ -110,16 +134,16 @@ func (r *Relay) accept() {
 }
 
 // add registers the two ends, or says that the relay does not want them now.
-func (r *Relay) add(cs ...net.Conn) bool {
+func (r *Relay) add(cs ...net.Conn) (*ice, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || r.down {
-		return false
+		return nil, false
 	}
 	for _, c := range cs {
 		r.conns[c] = struct{}{}
 	}
-	return true
+	return r.ice, true
 }
 
 func (r *Relay) remove(cs ...net.Conn) {
@@ -138,13 +162,14 @@ func (r *Relay) serve(a net.Conn) {
 		_ = a.Close()
 		return
 	}
-	if !r.add(a, b) {
+	cold, ok := r.add(a, b)
+	if !ok {
 		_, _ = a.Close(), b.Close()
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { r.pass(b, a) })
-	wg.Go(func() { r.pass(a, b) })
+	wg.Go(func() { r.pass(b, a, cold) })
+	wg.Go(func() { r.pass(a, b, cold) })
 	wg.Wait()
 	r.remove(a, b)
 }
@@ -156,7 +181,7 @@ type parcel struct {
 
 // pass moves bytes from src to dst. One goroutine reads and stamps what arrives with the time when it is due, the other sends it then;
 // so the delay holds back nothing but time.
-func (r *Relay) pass(dst, src net.Conn) {
+func (r *Relay) pass(dst, src net.Conn, cold *ice) {
 	var (
 		queue = make(chan parcel, 4096)
 		held  atomic.Int64             // bytes in queue
@@ -173,6 +198,12 @@ func (r *Relay) pass(dst, src net.Conn) {
 		defer close(done)
 		for q := range queue {
 			sleepUntil(q.due)
+			if cold.frozen.Load() {
+				select {
+				case <-cold.melted:
+				case <-r.done:
+				}
+			}
 			_, err := dst.Write(q.p)
 			r.bytes.Add(int64(len(q.p)))
 			held.Add(-int64(len(q.p)))
