@@ -71,8 +71,9 @@ func (d *Disk) admitted(ctx context.Context) {
 		return
 	}
 	defer d.looking.Store(false)
-	if now := time.Now(); now.Sub(time.Unix(0, d.looked.Swap(now.UnixNano()))) > recheck {
+	if time.Since(time.Unix(0, d.looked.Load())) > recheck {
 		_ = d.lookAround(ctx)
+		d.looked.Store(time.Now().UnixNano())
 	}
 }
 
