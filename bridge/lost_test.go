@@ -370,6 +370,7 @@ func TestImageChangedWhileAway(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	_ = d.Close()
+	a.stop()
 	img, err := vhdx.OpenFile(ctx, filepath.Join(a.dir, "a.vhdx"), vhdx.Options{ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
