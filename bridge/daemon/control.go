@@ -42,11 +42,15 @@ const requestTimeout = 10 * time.Second // until a client has said what it wants
 
 // serveControl answers requests at path until close. A socket that a dead process left there is replaced.
 func serveControl(path string, h Handler, log *slog.Logger) (*control, error) {
+	return serveControlFor(path, h, log, func(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() })
+}
+
+func serveControlFor(path string, h Handler, log *slog.Logger, allowed func(uid uint32) bool) (*control, error) {
 	l, err := bridge.Listen("unix:" + path)
 	if err != nil {
 		return nil, err
 	}
-	c := &control{l: l, h: h, log: log, allowed: func(uid uint32) bool { return uid == 0 || int(uid) == os.Geteuid() }}
+	c := &control{l: l, h: h, log: log, allowed: allowed}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.wg.Go(c.accept)
 	return c, nil

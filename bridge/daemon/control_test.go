@@ -125,12 +125,11 @@ func (refuser) Handle(context.Context, *Request) *Response { return &Response{} 
 
 func TestOnlyRootIsAnswered(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	c, err := serveControl(path, refuser{}, discard())
+	c, err := serveControlFor(path, refuser{}, discard(), func(uint32) bool { return false })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.close()
-	c.allowed = func(uint32) bool { return false }
 	if _, err := call(t.Context(), path, &Request{Verb: VerbPing}); bridge.Classify(err) != bridge.ClassPermission {
 		t.Errorf("%v", err)
 	}
