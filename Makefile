@@ -33,7 +33,7 @@ test-quick: ## unit tests only: no race detector, no guests, missing tools are s
 	@$(GO) test $$($(GO) list ./... | grep -v /test/vm)
 
 test-vm: setup build ## tests with a real kernel and a real domain (User-Mode Linux guests, Samba AD; needs root)
-	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/krb5
+	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_VM=all VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v -timeout 30m $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/krb5
 
 test-soak: setup build ## the whole chain under load and verification for SOAK=10m
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 -run Soak ./test/soak

@@ -10,6 +10,7 @@ need=(
 	make:make git:git gcc:gcc /usr/include/stdio.h:libc6-dev      # build, race detector
 	mount:mount ip:iproute2 unshare:util-linux modprobe:kmod busybox:busybox-static    # guests and mounts
 	linux.uml:user-mode-linux /usr/lib/uml/modules:user-mode-linux                     # a real kernel for nbd and cifs
+	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk lsblk:util-linux blkdiscard:util-linux # file systems and partitions on a device
 	mkfs.ext4:e2fsprogs fusermount3:fuse3 losetup:mount                                # file systems
 	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk mkfs.vfat:dosfstools mkfs.exfat:exfatprogs mkfs.ntfs:ntfs-3g # judges of tables and signatures
 	mkfs.ocfs2:ocfs2-tools mkfs.gfs2:gfs2-utils cryptsetup:cryptsetup-bin                #

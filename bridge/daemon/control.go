@@ -102,15 +102,15 @@ func (c *control) serve(conn net.Conn) {
 
 // answer receives a request and has it carried out. The context of that ends when the client goes.
 func (c *control) answer(conn net.Conn) *Response {
-	uid, err := peerUID(conn)
-	if err != nil || !c.allowed(uid) {
-		c.log.Warn("control socket: refused", "uid", uid, "err", err)
-		return &Response{Error: failure(&bridge.Error{Class: bridge.ClassPermission, Sentence: "only root may control this daemon"})}
-	}
 	_ = conn.SetReadDeadline(time.Now().Add(requestTimeout))
 	line, err := readLine(conn, maxRequest)
 	if err != nil {
 		return nil
+	}
+	// After the request was read, as a client that is cut off while it writes does not see the refusal.
+	if uid, err := peerUID(conn); err != nil || !c.allowed(uid) {
+		c.log.Warn("control socket: refused", "uid", uid, "err", err)
+		return &Response{Error: failure(&bridge.Error{Class: bridge.ClassPermission, Sentence: "only root may control this daemon"})}
 	}
 	r, err := parseRequest(line)
 	if err != nil {
