@@ -36,17 +36,24 @@ type Disk struct {
 	params params
 	geo    geometry
 	meta   []metaEntry
-	info   Info
+
+	size       atomic.Int64 // of the disk; geo changes only while nobody is inside the gate
+	cacheBytes int64
+
+	infoMu  sync.Mutex
+	info    Info
+	locator *ParentLocator
 
 	gate    *gate
 	bat     *batTable
 	bits    *bitmapTable // of a differencing disk
 	parent  *Disk        // read-only, owned; nil without one
-	locator *ParentLocator
 	space   *space
 	session *session
 	opened  knownHeaders // when it was opened
 	commit  *committer
+	moving  mover
+	working chan struct{} // 1 token: held by Compact
 
 	// A block gets its place, and loses it, under the lock of its stripe. Reads and writes of blocks that have a place take none.
 	stripes [256]sync.Mutex
@@ -81,7 +88,7 @@ func open(ctx context.Context, b Backing, o Options, line []ancestor) (*Disk, er
 	if err != nil {
 		return nil, err
 	}
-	d := &Disk{readOnly: o.ReadOnly, log: lg, gate: newGate(), scanSem: make(chan struct{}, 1)}
+	d := &Disk{readOnly: o.ReadOnly, log: lg, gate: newGate(), scanSem: make(chan struct{}, 1), working: make(chan struct{}, 1)}
 	if d.locator, err = p.parentLocator(); err != nil {
 		return nil, err
 	}
@@ -90,7 +97,7 @@ func open(ctx context.Context, b Backing, o Options, line []ancestor) (*Disk, er
 			return nil, ErrDifferencing
 		}
 		line = append(line, ancestor{o.Name, p.headers.h[p.headers.current].fileWriteGUID})
-		if d.parent, err = openParent(ctx, d.locator, &o, line); err != nil {
+		if d.parent, err = openParent(ctx, d.locator, &o, line, false); err != nil {
 			return nil, err
 		}
 		if d.parent.params.logical != p.params.logical {
@@ -126,6 +133,8 @@ func (d *Disk) open(ctx context.Context, b Backing, p *image, o *Options) error 
 	if need := d.geo.entries * batEntrySize; need > p.layout.bat.n {
 		return corrupt("BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
 	}
+	d.size.Store(d.geo.size)
+	d.cacheBytes = o.BATCacheBytes
 	d.info = p.info(&d.geo)
 	d.info.Name = o.Name
 	if d.locator != nil {
@@ -186,7 +195,7 @@ func (d *Disk) ensureScan(ctx context.Context) error {
 	if d.scanned.Load() {
 		return nil
 	}
-	if err := d.scanSpace(ctx); err != nil {
+	if err := d.scanSpace(ctx, false); err != nil {
 		return err
 	}
 	d.scanned.Store(true)
@@ -194,7 +203,7 @@ func (d *Disk) ensureScan(ctx context.Context) error {
 }
 
 // Size is the size of the virtual disk in bytes.
-func (d *Disk) Size() int64 { return d.geo.size }
+func (d *Disk) Size() int64 { return d.size.Load() }
 
 // BlockSizes returns the sector sizes of the virtual disk in bytes. There is no best and no largest size of a request.
 func (d *Disk) BlockSizes() (logical, physical, optimal, maxTransfer int) {
@@ -213,7 +222,9 @@ func (d *Disk) FastZero() bool {
 
 // Info describes the image. It does no I/O.
 func (d *Disk) Info() Info {
+	d.infoMu.Lock()
 	i := d.info
+	d.infoMu.Unlock()
 	i.FileSize = d.space.size.Load()
 	if d.session != nil {
 		h := d.session.header()

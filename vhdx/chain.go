@@ -17,7 +17,8 @@ type ancestor struct {
 }
 
 // openParent finds, checks and opens the parent of an image. line are the images from the top of the chain down to the one whose parent it is.
-func openParent(ctx context.Context, l *ParentLocator, o *Options, line []ancestor) (*Disk, error) {
+// With write it is opened for writing, and only its own parents read-only.
+func openParent(ctx context.Context, l *ParentLocator, o *Options, line []ancestor, write bool) (*Disk, error) {
 	fail := &ChainError{Child: o.Name, Kind: ErrParentMissing}
 	if len(line) >= MaxChain {
 		fail.Kind, fail.Reason = ErrChain, fmt.Sprintf("it has more than %d images", MaxChain)
@@ -32,7 +33,7 @@ func openParent(ctx context.Context, l *ParentLocator, o *Options, line []ancest
 			fail.Kind, fail.Reason = ErrChain, fmt.Sprintf("it loops: %s comes a second time", place)
 			return nil, fail
 		}
-		f, next, err := o.Resolver.Open(ctx, place, false)
+		f, next, err := o.Resolver.Open(ctx, place, write)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, err
@@ -44,7 +45,7 @@ func openParent(ctx context.Context, l *ParentLocator, o *Options, line []ancest
 			}
 			continue
 		}
-		d, err := openPlace(ctx, f, next, place, l, o, line, fail)
+		d, err := openPlace(ctx, f, next, place, l, o, line, write, fail)
 		if d != nil {
 			return d, nil
 		}
@@ -64,7 +65,7 @@ func (e *ChainError) note(place, what string, err error) {
 }
 
 // openPlace opens the parent in a file that was found. Without disk and error the file is not the one; that is noted.
-func openPlace(ctx context.Context, f Backing, next Resolver, place string, l *ParentLocator, o *Options, line []ancestor, fail *ChainError) (*Disk, error) {
+func openPlace(ctx context.Context, f Backing, next Resolver, place string, l *ParentLocator, o *Options, line []ancestor, write bool, fail *ChainError) (*Disk, error) {
 	h, err := identify(ctx, f)
 	switch {
 	case errors.Is(err, ErrNotVHDX):
@@ -83,7 +84,7 @@ func openPlace(ctx context.Context, f Backing, next Resolver, place string, l *P
 		wrong(h.dataWriteGUID)
 		return nil, nil
 	}
-	po := Options{ReadOnly: true, Logger: o.Logger, BATCacheBytes: parentCacheBytes, Resolver: next, Name: place}
+	po := Options{ReadOnly: !write, Logger: o.Logger, BATCacheBytes: parentCacheBytes, Resolver: next, Name: place}
 	d, err := open(ctx, f, po, line)
 	if err != nil {
 		var ce *ChainError
@@ -120,6 +121,8 @@ func (d *Disk) Parent() *Disk { return d.parent }
 
 // Locator is a copy of the parent locator of a differencing disk; nil if it is none.
 func (d *Disk) Locator() *ParentLocator {
+	d.infoMu.Lock()
+	defer d.infoMu.Unlock()
 	if d.locator == nil {
 		return nil
 	}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 )
 
 // maxFindings bounds the list of a report.
@@ -11,10 +14,11 @@ const maxFindings = 1000
 
 // checker collects findings.
 type checker struct {
+	o *CheckOptions
 	r Report
 }
 
-func (c *checker) add(s Severity, structure string, off int64, format string, args ...any) {
+func (c *checker) add(code string, s Severity, structure string, off int64, format string, args ...any) {
 	if s == Damage {
 		c.r.State = StateCorrupt
 	}
@@ -22,7 +26,9 @@ func (c *checker) add(s Severity, structure string, off int64, format string, ar
 		c.r.MoreFindings++
 		return
 	}
-	c.r.Findings = append(c.r.Findings, Finding{s, structure, off, fmt.Sprintf(format, args...)})
+	c.r.Findings = append(c.r.Findings, Finding{
+		Code: code, Severity: s, Structure: structure, Offset: off, Message: fmt.Sprintf(format, args...), Advice: advice[code],
+	})
 }
 
 // addError turns damage into a finding; any other error is returned.
@@ -31,12 +37,12 @@ func (c *checker) addError(err error) error {
 	if !errors.As(err, &ce) {
 		return err
 	}
-	c.add(Damage, ce.Structure, ce.Offset, "%s", ce.Reason)
+	c.add(strings.ReplaceAll(ce.Structure, " ", "-")+"-damaged", Damage, ce.Structure, ce.Offset, "%s", ce.Reason)
 	return nil
 }
 
-func check(ctx context.Context, b Backing) (Report, error) {
-	c := checker{r: Report{State: StateClean}}
+func check(ctx context.Context, b Backing, o *CheckOptions) (Report, error) {
+	c := checker{o: o, r: Report{State: StateClean}}
 	size, err := b.Size(ctx)
 	if err != nil {
 		return c.r, fmt.Errorf("check: size of the image: %w", err)
@@ -56,12 +62,12 @@ func (c *checker) run(ctx context.Context, b Backing, p *image) error {
 	}
 	for i, err := range p.headers.err {
 		if err != nil {
-			c.add(Warning, "header", headerOffset(i), "header %d is not valid (%s); the other one is used", i+1, reason(err))
+			c.add(CodeHeaderSpare, Warning, "header", headerOffset(i), "header %d is not valid (%s); the other one is used", i+1, reason(err))
 		}
 	}
 	h := &p.headers.h[p.headers.current]
 	if other := &p.headers.h[1-p.headers.current]; p.headers.err[1-p.headers.current] == nil && other.sequence == h.sequence {
-		c.add(Note, "header", -1, "both headers are equal, as Disk2VHD writes them")
+		c.add(CodeHeadersEqual, Note, "header", -1, "both headers are equal, as Disk2VHD writes them")
 	}
 	c.r.Info.Creator, c.r.Info.FileWriteGUID, c.r.Info.DataWriteGUID = p.creator, h.fileWriteGUID, h.dataWriteGUID
 	if err := h.validate(headerOffset(p.headers.current), p.fileSize); err != nil {
@@ -79,11 +85,11 @@ func (c *checker) run(ctx context.Context, b Backing, p *image) error {
 	}
 	g := newGeometry(&p.params)
 	c.r.Info = p.info(&g)
-	if p.params.hasParent {
-		c.add(Note, "metadata", p.layout.meta.off, "the image is a differencing image; its parent was not looked at")
+	if err := c.parents(ctx, p); err != nil {
+		return err
 	}
 	if need := g.entries * batEntrySize; need > p.layout.bat.n {
-		c.add(Damage, "BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
+		c.add("BAT-damaged", Damage, "BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
 		return nil
 	}
 	return c.bat(ctx, p, &g)
@@ -99,14 +105,14 @@ func (c *checker) log(ctx context.Context, b Backing, p *image, h *header) error
 		if c.r.State == StateClean {
 			c.r.State = StateDirty
 		}
-		c.add(Note, "log", int64(h.logOffset), "the image was not closed: %d log entries are to be replayed (sequence numbers %d to %d)",
+		c.add(CodeLogDirty, Note, "log", int64(h.logOffset), "the image was not closed: %d log entries are to be replayed (sequence numbers %d to %d)",
 			len(p.scan.active), p.scan.active[0].sequence, p.scan.head.sequence)
 		if p.scan.invalid > 0 {
-			c.add(Note, "log", int64(h.logOffset), "%d log entries are incomplete and will be ignored", p.scan.invalid)
+			c.add(CodeLogIncomplete, Note, "log", int64(h.logOffset), "%d log entries are incomplete and will be ignored", p.scan.invalid)
 		}
 	case p.logState == LogEmpty:
 		c.r.State = StateDirty
-		c.add(Warning, "log", int64(h.logOffset), "the log is marked as in use but has no entry: its writer died before the first; there is nothing to replay")
+		c.add(CodeLogEmpty, Warning, "log", int64(h.logOffset), "the log is marked as in use but has no entry: its writer died before the first; there is nothing to replay")
 	}
 	return nil
 }
@@ -143,16 +149,49 @@ func (c *checker) regions(ctx context.Context, p *image) (ok bool, err error) {
 				return false, err
 			}
 		case err != nil:
-			c.add(Warning, "region table", int64(region1Offset+i*regionTableSize), "copy %d is damaged (%s); the other one is used", i+1, reason(err))
+			c.add(CodeRegionSpare, Warning, "region table", int64(region1Offset+i*regionTableSize), "copy %d is damaged (%s); the other one is used", i+1, reason(err))
 		}
 	}
 	if errs[0] == nil && errs[1] == nil && string(tables[0]) != string(tables[1]) {
-		c.add(Warning, "region table", -1, "the two copies differ; the first one is used")
+		c.add(CodeRegionDiffers, Warning, "region table", -1, "the two copies differ; the first one is used")
 	}
 	for _, e := range p.layout.others {
-		c.add(Note, "region table", int64(e.offset), "there is an optional region %s (%d bytes) that is not known; it is left alone", e.id, e.length)
+		c.add(CodeRegionUnknown, Note, "region table", int64(e.offset), "there is an optional region %s (%d bytes) that is not known; it is left alone", e.id, e.length)
 	}
 	return ok, nil
+}
+
+// parents looks at the locator of a differencing image, and for the parents that it names.
+func (c *checker) parents(ctx context.Context, p *image) error {
+	l, err := p.parentLocator()
+	if err != nil {
+		return c.addError(err)
+	}
+	if l == nil {
+		return nil
+	}
+	c.r.Info.Parent = &ParentInfo{ParentLocator: *l}
+	at := p.layout.meta.off
+	if c.o.Resolver == nil {
+		c.add(CodeParentUnchecked, Note, "parent locator", at, "the image is a differencing image; its parent was not looked at")
+		return nil
+	}
+	o := Options{Resolver: c.o.Resolver, Name: c.o.Name}
+	d, err := openParent(ctx, l, &o, []ancestor{{c.o.Name, p.headers.h[p.headers.current].fileWriteGUID}}, false)
+	var ce *ChainError
+	switch {
+	case errors.As(err, &ce):
+		code := map[error]string{ErrParentMissing: CodeParentMissing, ErrParentChanged: CodeParentChanged, ErrChain: CodeChain}[ce.Kind]
+		c.add(code, Damage, "parent locator", at, "%v", ce)
+		return nil
+	case err != nil:
+		return c.addError(err)
+	}
+	c.r.Info.Parent.Place = d.info.Name
+	if d.params.logical != p.params.logical {
+		c.add(CodeChain, Damage, "metadata", at, "the sectors of the image have %d bytes, those of its parent %d", p.params.logical, d.params.logical)
+	}
+	return d.Close()
 }
 
 // bat examines every entry.
@@ -164,35 +203,41 @@ func (c *checker) bat(ctx context.Context, p *image, g *geometry) error {
 		last = max(last, x.end())
 	}
 	fixedHoles := g.blocks
+	bitmaps, partial := map[int64]bool{}, map[int64]int64{} // by chunk; the first block that needs the bitmap, plus one
 	err := eachEntry(ctx, p.file, p.layout.bat, g.entries, func(i int64, v uint64) error {
 		at := p.layout.bat.off + i*batEntrySize
 		if v&^(offsetMask|stateMask) != 0 {
-			c.add(Warning, "BAT", at, "entry %d: reserved bits are set (%016x)", i, v)
+			c.add(CodeReservedBits, Warning, "BAT", at, "entry %d: reserved bits are set (%016x)", i, v)
 		}
 		block, payload := g.blockOf(i)
 		n := g.blockSize
 		if !payload {
-			switch {
-			case v&stateMask == blockNotPresent:
-				return nil
-			case v&stateMask != blockPresent || !p.params.hasParent:
-				c.add(Damage, "BAT", at, "entry %d belongs to a sector bitmap and has the state %d", i, v&stateMask)
+			if !g.isBitmap(i) {
+				return nil // behind the last block
+			}
+			if why, good := checkBitmapEntry(v, p.fileSize, p.params.hasParent); !good {
+				c.add(CodeBitmapBad, Damage, "BAT", at, "entry %d, of the sector bitmap of chunk %d: %s", i, i/(g.ratio+1), why)
 				return nil
 			}
-			n = mib
-			if off := v & offsetMask; off < headerSectionLen || off > maxFileSize || int64(off)+n > p.fileSize {
-				c.add(Damage, "BAT", at, "the sector bitmap of entry %d lies at %d, outside the file of %d bytes", i, off, p.fileSize)
+			if notPresent(v) {
 				return nil
 			}
+			bitmaps[i/(g.ratio+1)] = true
+			n = bitmapBlock
 		} else {
 			if why, good := checkEntryValue(v, g.blockLen(block), p.fileSize, p.params.hasParent); !good {
-				c.add(Damage, "BAT", at, "block %d: %s", block, why)
+				c.add(CodeBlockBad, Damage, "BAT", at, "block %d: %s", block, why)
 				c.r.Usage.DamagedEntries++
 				return nil
 			}
 			c.r.Usage.count(v, g.blockSize)
-			if v&stateMask == blockPresent {
+			switch v & stateMask {
+			case blockPresent:
 				fixedHoles--
+			case blockPartPresent:
+				if chunk := block >> g.ratioShift; partial[chunk] == 0 {
+					partial[chunk] = block + 1
+				}
 			}
 			if !reservesSpace(v) {
 				return nil
@@ -200,11 +245,11 @@ func (c *checker) bat(ctx context.Context, p *image, g *geometry) error {
 		}
 		x := extent{int64(v & offsetMask), n}
 		if x.off < headerSectionLen || x.off > maxFileSize || x.off >= p.fileSize {
-			c.add(Note, "BAT", at, "block %d is trimmed and remembers a place outside the file, which is ignored", block)
+			c.add(CodeStalePlace, Note, "BAT", at, "block %d is trimmed and remembers a place outside the file, which is ignored", block)
 			return nil
 		}
 		if clash := used.add(x); clash >= 0 {
-			c.add(Damage, "BAT", at, "entry %d (%s) uses the space at %d, which something else uses too", i, c.nameEntry(block, payload), clash)
+			c.add(CodeOverlap, Damage, "BAT", at, "entry %d (%s) uses the space at %d, which something else uses too", i, c.nameEntry(block, payload), clash)
 			return nil
 		}
 		last = max(last, x.end())
@@ -213,15 +258,21 @@ func (c *checker) bat(ctx context.Context, p *image, g *geometry) error {
 	if err != nil {
 		return err
 	}
+	for _, chunk := range slices.Sorted(maps.Keys(partial)) {
+		if !bitmaps[chunk] {
+			c.add(CodeBitmapMissing, Damage, "BAT", p.layout.bat.off+g.bitmapEntry(chunk)*batEntrySize,
+				"block %d is partially present, but chunk %d has no sector bitmap", partial[chunk]-1, chunk)
+		}
+	}
 	if p.params.kind() == KindFixed && fixedHoles > 0 {
-		c.add(Note, "BAT", p.layout.bat.off, "the image is fixed but %d of its %d blocks have no place", fixedHoles, g.blocks)
+		c.add(CodeFixedHoles, Note, "BAT", p.layout.bat.off, "the image is fixed but %d of its %d blocks have no place", fixedHoles, g.blocks)
 	}
 	used.gaps(p.fileSize/mib*mib, func(x extent) bool {
 		c.r.LeakedBytes += x.n
 		return ctx.Err() == nil
 	})
 	if c.r.LeakedBytes > 0 {
-		c.add(Note, "file", -1, "%d bytes of the file are used by nothing; a writer uses them again", c.r.LeakedBytes)
+		c.add(CodeLeaked, Note, "file", -1, "%d bytes of the file are used by nothing; a writer uses them again", c.r.LeakedBytes)
 	}
 	return ctx.Err()
 }

@@ -214,7 +214,7 @@ func TestModelKinds(t *testing.T) {
 		ctx := context.Background()
 		sector := rapid.SampledFrom([]int{512, 4096}).Draw(t, "sector")
 		size := int64(rapid.IntRange(1, 5*mib/sector).Draw(t, "sectors")) * int64(sector)
-		disks := modelDisks(t, sector, size)
+		disks, initial := modelDisks(t, sector, size), size
 		span := func() (off, n int64) {
 			off = int64(rapid.IntRange(0, int(size)/sector-1).Draw(t, "off")) * int64(sector)
 			n = int64(rapid.IntRange(1, int(size-off)/sector).Draw(t, "n")) * int64(sector)
@@ -270,6 +270,40 @@ func TestModelKinds(t *testing.T) {
 					return nil
 				})
 			},
+			"resize": func(t *rapid.T) { // never below the parents of the children, which could not grow again
+				to := initial + int64(rapid.IntRange(0, 3*mib/sector).Draw(t, "more"))*int64(sector)
+				each(func(m *modelDisk) error {
+					err := m.d.Resize(ctx, to, ResizeOptions{})
+					if errors.Is(err, ErrDataLoss) {
+						if isZero(m.model[to:]) {
+							return fmt.Errorf("nothing would be lost: %w", err)
+						}
+						err = m.d.Resize(ctx, to, ResizeOptions{Discard: true})
+					} else if to < size && !isZero(m.model[to:]) {
+						return errors.New("data were cut off")
+					}
+					if to < size {
+						m.model = m.model[:to]
+					} else {
+						m.model = append(m.model, make([]byte, to-size)...)
+					}
+					return err
+				})
+				size = to
+			},
+			"compact": func(t *rapid.T) {
+				zeros := rapid.Bool().Draw(t, "zeros")
+				each(func(m *modelDisk) error {
+					if err := m.d.Compact(ctx, CompactOptions{FindZeros: zeros}); err != nil {
+						return err
+					}
+					n, _ := m.files[m.top].Size(ctx)
+					if want := compactSize(m.d); n > want {
+						return fmt.Errorf("%d bytes after compacting, %d would do", n, want)
+					}
+					return nil
+				})
+			},
 			"flush": func(*rapid.T) { each(func(m *modelDisk) error { return m.d.Flush(ctx) }) },
 			"reopen": func(*rapid.T) {
 				each(func(m *modelDisk) (err error) {
@@ -288,6 +322,26 @@ func TestModelKinds(t *testing.T) {
 		})
 		each(func(m *modelDisk) error { m.check(ctx, t, 0, size); return m.d.Close() })
 	})
+}
+
+// compactSize is how large the file may be after Compact: what is in use, and what does not fit into gaps that are too small for a block.
+func compactSize(d *Disk) int64 {
+	total, last := int64(0), int64(0)
+	for _, x := range d.layout.structures() {
+		total += x.n
+		last = max(last, x.end())
+	}
+	for i := range d.geo.entries {
+		v, err := d.bat.entry(context.Background(), i)
+		if err == nil && reservesSpace(v) {
+			if _, payload := d.geo.blockOf(i); payload {
+				total += d.geo.blockSize
+			} else {
+				total += bitmapBlock
+			}
+		}
+	}
+	return max(last, total) + d.geo.blockSize
 }
 
 // TestChildConcurrent has writers meet in blocks that only the parent has, small and whole-block writes at once.

@@ -24,14 +24,28 @@ type workload struct {
 	blocks []int64 // that it works on
 	value  func() uint64
 	rare   int
+
+	reshape bool
+	size    int64 // of the disk in the beginning
 }
 
 func (w *workload) run(ctx context.Context, steps int) error {
 	bs := w.d.geo.blockSize
 	for range steps {
+		if w.reshape && w.rng.IntN(8) == 0 {
+			var err error
+			if w.rng.IntN(2) == 0 {
+				err = w.d.Compact(ctx, CompactOptions{FindZeros: w.rng.IntN(2) == 0})
+			} else {
+				err = w.d.Resize(ctx, w.size+w.rng.Int64N(3)*(mib+4096), ResizeOptions{}) // nothing is ever written there
+			}
+			if err != nil {
+				return err
+			}
+		}
 		block := w.blocks[w.rng.IntN(len(w.blocks))]
 		base := block * bs
-		size := min(bs, w.d.Size()-base)
+		size := min(bs, w.size-base)
 		align := func(v int64) int64 { return v / w.h.sector * w.h.sector }
 		off := align(w.rng.Int64N(size))
 		n := min(max(w.h.sector, align(w.rng.Int64N(12*kib)<<(w.rng.IntN(8)/5))), size-off)
@@ -90,8 +104,10 @@ type crashCase struct {
 	steps   int
 	workers int
 	noPunch bool
-	every   int // look at one crash of so many; 0: at all
-	rare    int // flush so many times less often
+	every   int  // look at one crash of so many; 0: at all
+	rare    int  // flush so many times less often
+	child   bool // a differencing disk whose parent has all of the blocks
+	reshape bool // the disk is resized and compacted meanwhile
 }
 
 // crashSeeds is how many different workloads are tried; VDBRIDGE_CRASH_SEEDS asks for more.
@@ -120,6 +136,13 @@ func crashCases() []crashCase {
 		{name: "no-punch", create: CreateOptions{Size: 16 * mib, BlockSize: mib}, blocks: near, steps: 60, noPunch: true},
 		{name: "4k", create: CreateOptions{Size: 64 * mib, BlockSize: 2 * mib, LogicalSector: 4096}, blocks: near, steps: 80},
 		{name: "fixed", create: CreateOptions{Size: 16 * mib, BlockSize: mib, Fixed: true}, blocks: near, steps: 80},
+		{name: "reshape", create: CreateOptions{Size: 16*mib - 512, BlockSize: mib}, blocks: append(near, 15), steps: 60, reshape: true},
+		{name: "reshape-fixed", create: CreateOptions{Size: 6*mib + 4096, BlockSize: mib, Fixed: true}, blocks: near, steps: 30, reshape: true},
+		{name: "child", create: CreateOptions{Size: 16*mib - 512, BlockSize: mib}, blocks: append(near, 15), steps: 120, child: true},
+		{name: "child-2M", create: CreateOptions{Size: 16 * mib, BlockSize: 2 * mib}, blocks: near, steps: 80, child: true, noPunch: true},
+		{name: "child-4k", create: CreateOptions{Size: 16 * mib, BlockSize: 2 * mib, LogicalSector: 4096}, blocks: near, steps: 60, child: true},
+		{name: "child-workers", create: CreateOptions{Size: 16 * mib, BlockSize: mib}, blocks: append(near, 15), steps: 50, child: true, workers: 3},
+		{name: "child-reshape", create: CreateOptions{Size: 16*mib - 512, BlockSize: mib}, blocks: append(near, 15), steps: 50, child: true, reshape: true},
 		{name: "workers", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 40, workers: 4},
 		{name: "log-wraps", create: CreateOptions{Size: 16 << 30, BlockSize: mib}, blocks: far, steps: 1500, every: 151},
 		{name: "log-full", create: CreateOptions{Size: 1 << 40, BlockSize: mib}, blocks: many, steps: 1500, rare: 120, every: 97},
@@ -132,16 +155,18 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 	ctx := t.Context()
 	f = crashfile.New()
 	f.NoPunch = c.noPunch
-	if err := Create(ctx, f, c.create); err != nil {
+	lg := max(c.create.LogicalSector, 512)
+	h = newHistory(lg)
+	if c.child {
+		c.base(t, f, h)
+	} else if err := Create(ctx, f, c.create); err != nil {
 		t.Fatal(err)
 	}
 	start = f.Record()
-	d, err := Open(ctx, f, Options{})
+	d, err := Open(ctx, f, h.opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lg, _, _, _ := d.BlockSizes()
-	h = newHistory(lg)
 	var last uint64
 	var mu sync.Mutex
 	value := func() uint64 {
@@ -157,7 +182,7 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 		for k := i; k < len(c.blocks); k += workers {
 			mine = append(mine, c.blocks[k])
 		}
-		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value, rare: c.rare}
+		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value, rare: c.rare, reshape: c.reshape, size: c.create.Size}
 		go func() { errs <- w.run(ctx, c.steps) }()
 	}
 	for range workers {
@@ -175,6 +200,32 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 		t.Fatal(err)
 	}
 	return start, f, h
+}
+
+// base makes f a child of a disk that has data in all the blocks.
+func (c *crashCase) base(t *testing.T, f *crashfile.File, h *history) {
+	t.Helper()
+	ctx := t.Context()
+	files := memFiles{"base": crashfile.New()}
+	o := c.create
+	o.BlockSize = 2 * mib
+	must(t, Create(ctx, kept{files["base"]}, o))
+	d := files.open(t, "base", Options{})
+	bs := c.create.BlockSize
+	p := make([]byte, bs)
+	for _, b := range c.blocks {
+		q := p[:min(bs, o.Size-b*bs)]
+		for at := int64(0); at < int64(len(q)); at += h.sector {
+			stamp(q[at:at+h.sector], b*bs+at, h.sector, 1<<40)
+		}
+		must(t, d.Write(ctx, q, b*bs, false))
+		h.given(b*bs, int64(len(q)), 1<<40)
+	}
+	must(t, d.Close())
+	h.opts = files.options("child")
+	p2 := files.open(t, "base", Options{ReadOnly: true})
+	must(t, CreateChild(ctx, f, p2, ChildOptions{BlockSize: bs, Parent: ParentLocator{RelativePath: "base"}}))
+	must(t, p2.Close())
 }
 
 // TestCrash stops a workload at every operation on the file, with every kind of loss, and looks at what is left.
@@ -240,7 +291,9 @@ func inspect(ctx context.Context, left *crashfile.File, h *history, ops int, ful
 	if full {
 		ro := left.Clone()
 		ro.Fail = func(int, bool) error { return errors.New("a read-only open must not write") }
-		d, err := Open(ctx, ro, Options{ReadOnly: true})
+		o := h.opts
+		o.ReadOnly = true
+		d, err := Open(ctx, ro, o)
 		if err != nil {
 			return fmt.Errorf("open read-only: %w", err)
 		}
@@ -252,7 +305,7 @@ func inspect(ctx context.Context, left *crashfile.File, h *history, ops int, ful
 		}
 	}
 	f := left.Clone()
-	d, err := Open(ctx, f, Options{})
+	d, err := Open(ctx, f, h.opts)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -274,7 +327,7 @@ func inspect(ctx context.Context, left *crashfile.File, h *history, ops int, ful
 func crashAgain(ctx context.Context, left *crashfile.File, h *history, ops int, rng *rand.Rand) (err error) {
 	f := left.Clone()
 	start := f.Record()
-	d, err := Open(ctx, f, Options{})
+	d, err := Open(ctx, f, h.opts)
 	if err != nil {
 		return err
 	}

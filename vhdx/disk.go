@@ -22,11 +22,12 @@ func (d *Disk) rangeError(off, n int64) error {
 
 // Read reads all of p. Blocks without a place in the file read as zeros.
 func (d *Disk) Read(ctx context.Context, p []byte, off int64) error {
-	if err := d.checkRange(off, int64(len(p))); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
+		return err
+	}
+	if err := d.checkRange(off, int64(len(p))); err != nil { // inside: the size may change outside
+		d.gate.leave(c)
 		return err
 	}
 	err = d.read(ctx, p, off)
@@ -105,14 +106,16 @@ func (d *Disk) change(ctx context.Context) error {
 
 // Write writes all of p. With fua it is durable on return.
 func (d *Disk) Write(ctx context.Context, p []byte, off int64, fua bool) error {
-	if err := d.checkRange(off, int64(len(p))); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
 		return err
 	}
+	if err := d.checkRange(off, int64(len(p))); err != nil { // inside: the size may change outside
+		d.gate.leave(c)
+		return err
+	}
 	if err = d.change(ctx); err == nil {
+		d.moving.touch(off, int64(len(p)), d.geo.blockShift)
 		err = d.write(ctx, p, off)
 	}
 	if err == nil && fua {
@@ -250,17 +253,18 @@ func (d *Disk) Flush(ctx context.Context) error {
 // Trim says that the range is not needed any more. Whole blocks of a dynamic image give up their place in the file; parts of blocks become a hole where the
 // file can have holes. Both read as zeros afterwards. What cannot be given back keeps its content. A fixed image ignores it.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
-	if err := d.checkRange(off, n); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
 		return err
 	}
 	defer d.gate.leave(c)
+	if err := d.checkRange(off, n); err != nil {
+		return err
+	}
 	if err := d.change(ctx); err != nil {
 		return err
 	}
+	d.moving.touch(off, n, d.geo.blockShift)
 	if d.params.kind() == KindFixed {
 		return nil
 	}
@@ -281,17 +285,18 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 
 // WriteZeroes makes the range read as zeros. With unmap whole blocks of a dynamic image give up their place. With fua it is durable on return.
 func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) error {
-	if err := d.checkRange(off, n); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
 		return err
 	}
 	defer d.gate.leave(c)
+	if err := d.checkRange(off, n); err != nil {
+		return err
+	}
 	if err := d.change(ctx); err != nil {
 		return err
 	}
+	d.moving.touch(off, n, d.geo.blockShift)
 	unmap = unmap && d.params.kind() != KindFixed
 	err = d.eachBlock(ctx, off, n, func(block, in, n int64, whole bool) error {
 		if d.differencing() {
@@ -380,14 +385,14 @@ func (d *Disk) unmap(ctx context.Context, block int64, state uint64) error {
 // Extents reports what the range consists of, as consecutive runs from off, until yield returns false. A hole has no space in the file; zero says that it
 // reads as zeros. Where the file can tell, parts of allocated blocks that are holes in the file are reported as such too.
 func (d *Disk) Extents(ctx context.Context, off, n int64, yield func(n int64, hole, zero bool) bool) error {
-	if err := d.checkRange(off, n); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
 		return err
 	}
 	defer d.gate.leave(c)
+	if err := d.checkRange(off, n); err != nil {
+		return err
+	}
 	e := extentRun{yield: yield}
 	if err := d.extents(ctx, off, n, &e); err != nil {
 		return err
@@ -503,7 +508,7 @@ func (d *Disk) finish(ctx context.Context) error {
 	if err := d.commit.failed(); err != nil {
 		return err
 	}
-	if !d.session.wrote.Load() {
+	if !d.session.wrote.Load() && !d.commit.log.started {
 		return nil
 	}
 	if err := d.commit.sync(ctx); err != nil {

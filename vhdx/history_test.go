@@ -15,6 +15,7 @@ type history struct {
 	flushes []flushEvent
 	clock   int64
 	sector  int64
+	opts    Options // how the disk is opened
 	sorted  []int64 // the sectors in order, once the history is over, and their events
 	lists   [][]event
 }
@@ -57,6 +58,13 @@ func (h *history) begin(off, n int64, value uint64, trim bool) func(fuaOps int) 
 				}
 			}
 		}
+	}
+}
+
+// given says what sectors hold from the beginning.
+func (h *history) given(off, n int64, value uint64) {
+	for s := off / h.sector; s < (off+n)/h.sector; s++ {
+		h.events[s] = append(h.events[s], event{value: value, fuaOps: -1})
 	}
 }
 

@@ -94,7 +94,7 @@ func OpenFile(ctx context.Context, path string, o Options) (*Disk, error) {
 		o.Name = canonicalFile(path)
 	}
 	if o.Resolver == nil {
-		o.Resolver = FileResolver{Dir: filepath.Dir(o.Name)}
+		o.Resolver = localResolver(o.Name)
 	}
 	d, err := Open(ctx, f, o)
 	if err != nil {
@@ -107,4 +107,14 @@ func OpenFile(ctx context.Context, path string, o Options) (*Disk, error) {
 // CreateFile makes a new image in a new local file. A file that exists is only replaced with o.Overwrite; when it fails, a file that it made is removed.
 func CreateFile(ctx context.Context, path string, o CreateOptions) error {
 	return createFile(ctx, path, o.Overwrite, func(b Backing) error { return Create(ctx, b, o) })
+}
+
+// localResolver finds the parents of a local file.
+func localResolver(name string) Resolver { return FileResolver{Dir: filepath.Dir(name)} }
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }

@@ -136,7 +136,8 @@ func reservesSpace(v uint64) bool {
 }
 
 // scanSpace reads the whole BAT and finds the free places in the file. An entry that cannot be right is an ErrCorrupt: nobody should write to such an image.
-func (d *Disk) scanSpace(ctx context.Context) error {
+// With tight everything behind the last used place counts as beyond the end; the caller cuts it off.
+func (d *Disk) scanSpace(ctx context.Context, tight bool) error {
 	var used usageMap
 	for _, x := range d.layout.structures() {
 		used.add(x)
@@ -189,7 +190,11 @@ func (d *Disk) scanSpace(ctx context.Context) error {
 	s := d.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.end.Store(max(s.end.Load(), roundUp(last, mib))) // the last block of the disk may reach beyond the end of the file
+	last = roundUp(last, mib)
+	if tight {
+		s.end.Store(last)
+	}
+	s.end.Store(max(s.end.Load(), last)) // the last block of the disk may reach beyond the end of the file
 	used.gaps(min(roundUp(size, mib), s.end.Load()), func(x extent) bool {
 		for ; x.n >= d.geo.blockSize; x.off, x.n = x.off+d.geo.blockSize, x.n-d.geo.blockSize {
 			s.dirty.push(x.off)

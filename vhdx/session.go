@@ -10,7 +10,7 @@ import (
 type session struct {
 	b     Backing
 	began atomic.Bool   // FileWriteGuid and DataWriteGuid are new: data may be changed
-	wrote atomic.Bool   // it began at some time
+	wrote atomic.Bool   // something was changed in this session
 	sem   chan struct{} // 1 token: held while the headers are written
 
 	// Below: under sem.
@@ -50,6 +50,11 @@ func (s *session) begin(ctx context.Context) error {
 	if s.began.Load() {
 		return nil
 	}
+	return s.beginAs(ctx, NewGUID())
+}
+
+// beginAs is begin with a DataWriteGuid that the caller has chosen.
+func (s *session) beginAs(ctx context.Context, guid GUID) error {
 	if err := s.lock(ctx); err != nil {
 		return err
 	}
@@ -58,13 +63,26 @@ func (s *session) begin(ctx context.Context) error {
 		return nil
 	}
 	h := s.current
-	h.dataWriteGUID = NewGUID()
+	h.dataWriteGUID = guid
 	if err := s.update(ctx, h); err != nil {
 		return err
 	}
 	s.wrote.Store(true)
 	s.began.Store(true)
 	return nil
+}
+
+// touch marks the file as changed, once for a session, before the first change of anything. Its data may stay the same.
+func (s *session) touch(ctx context.Context) error {
+	if err := s.lock(ctx); err != nil {
+		return err
+	}
+	defer s.unlock()
+	s.wrote.Store(true)
+	if s.fileGUID {
+		return nil
+	}
+	return s.update(ctx, s.current)
 }
 
 // update writes the header twice, once into each slot, the one that is not current first, each made durable before the next step: at every moment one

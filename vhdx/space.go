@@ -30,6 +30,14 @@ type space struct {
 	limbo []limbo // freed, but a request may still touch it
 
 	growing chan struct{} // 1 token: held while the file is extended
+
+	held atomic.Bool // the gaps belong to Compact: new blocks come from the end, and what is freed stays so until the next scan
+}
+
+// withhold gives the gaps to Compact. Nobody else is inside.
+func (s *space) withhold() {
+	s.held.Store(true)
+	s.forget()
 }
 
 // limbo is a place whose BAT entry is durably gone, with the epoch at that time.
@@ -157,6 +165,9 @@ func (s *space) grow(ctx context.Context) error {
 
 // giveBack returns a place that was taken and not used.
 func (s *space) giveBack(p place) {
+	if s.held.Load() {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dirty.push(p.off)
@@ -164,7 +175,7 @@ func (s *space) giveBack(p place) {
 
 // release takes places whose BAT entries are durably gone. They can be taken again once no request is left that may have looked them up before.
 func (s *space) release(freed []extent) {
-	if len(freed) == 0 {
+	if len(freed) == 0 || s.held.Load() {
 		return
 	}
 	e := s.gate.epoch()

@@ -179,14 +179,14 @@ type Extent struct {
 // Map reports where in the chain the range is found, as consecutive extents from off, until yield returns false. Unlike [Disk.Extents] it does not ask
 // the files for their holes.
 func (d *Disk) Map(ctx context.Context, off, n int64, yield func(Extent) bool) error {
-	if err := d.checkRange(off, n); err != nil {
-		return err
-	}
 	c, err := d.gate.enter(ctx, off)
 	if err != nil {
 		return err
 	}
 	defer d.gate.leave(c)
+	if err := d.checkRange(off, n); err != nil {
+		return err
+	}
 	var cur Extent
 	more := true
 	err = d.walk(ctx, off, n, 0, func(e Extent) bool {

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 )
 
 const pageSize = 4096
@@ -33,6 +34,7 @@ type op struct {
 	off  int64
 	n    int64
 	data []byte
+	when int64 // among the operations of files that were joined
 }
 
 // File is a sparse file in memory. All methods may be called at the same time. It fits vhdx.Backing.
@@ -51,6 +53,7 @@ type File struct {
 	ops    []op
 	closed bool
 	reads  int
+	clock  *atomic.Int64 // shared by files that were joined
 }
 
 // New returns an empty file that does not record.
@@ -178,6 +181,9 @@ func (f *File) do(ctx context.Context, o op) error {
 	}
 	if f.record {
 		o.data = append([]byte(nil), o.data...)
+		if f.clock != nil {
+			o.when = f.clock.Add(1)
+		}
 		f.ops = append(f.ops, o)
 	}
 	f.apply(o)
@@ -285,6 +291,54 @@ func (f *File) Crashes(start *File, fn func(m Moment) bool) {
 			synced = k - 1
 		}
 		if !fn(Moment{k, base, ops[synced:min(k, len(ops))]}) {
+			return
+		}
+	}
+}
+
+// Join gives files one order of operations, so that CrashesTogether can stop all of them at once. It is called before Record.
+func Join(files ...*File) {
+	clock := new(atomic.Int64)
+	for _, f := range files {
+		f.mu.Lock()
+		f.clock = clock
+		f.mu.Unlock()
+	}
+}
+
+// CrashesTogether is Crashes for files that were joined: fn gets one moment for each, all at the same time. A flush of one file makes nothing of another durable.
+func CrashesTogether(files, starts []*File, fn func(when int64, m []Moment) bool) {
+	type state struct {
+		ops            []op
+		base           *File
+		issued, synced int
+		flushing       int // operations that the flush issued last will have made durable; 0: none
+	}
+	all := make([]state, len(files))
+	for i, f := range files {
+		f.mu.Lock()
+		all[i] = state{ops: f.ops, base: starts[i].Clone()}
+		f.mu.Unlock()
+	}
+	end := files[0].clock.Load()
+	for when := int64(0); when <= end+1; when++ {
+		moments := make([]Moment, len(all))
+		for i := range all {
+			s := &all[i]
+			if s.flushing > 0 {
+				for _, o := range s.ops[s.synced:s.flushing] {
+					s.base.apply(o)
+				}
+				s.synced, s.flushing = s.flushing, 0
+			}
+			for s.issued < len(s.ops) && s.ops[s.issued].when <= when {
+				if s.issued++; s.ops[s.issued-1].kind == opFlush {
+					s.flushing = s.issued
+				}
+			}
+			moments[i] = Moment{s.issued, s.base, s.ops[s.synced:s.issued]}
+		}
+		if !fn(when, moments) {
 			return
 		}
 	}
