@@ -446,6 +446,23 @@ func TestStaleBits(t *testing.T) {
 	must(t, d.Close())
 }
 
+// TestBitmapFirst writes a part of a block and does not flush: the sector bitmap must be durable before any entry can need it.
+func TestBitmapFirst(t *testing.T) {
+	ctx := t.Context()
+	files := memFiles{"base": crashfile.New()}
+	must(t, Create(ctx, files["base"], CreateOptions{Size: 8 * mib, BlockSize: mib}))
+	files.child(t, "child", "base", ChildOptions{BlockSize: mib})
+	d := files.open(t, "child", Options{})
+	must(t, d.Trim(ctx, 0, 0))
+	must(t, d.Write(ctx, make([]byte, 512), 0, false))
+	var b [8]byte
+	must(t, readFull(ctx, files["child"], b[:], d.layout.bat.off+d.geo.bitmapEntry(0)*batEntrySize))
+	if v := le.Uint64(b[:]); v&stateMask != blockPresent {
+		t.Errorf("the entry of the bitmap is %x in the file", v)
+	}
+	must(t, d.Close())
+}
+
 // TestChainRefused checks parents that are missing, changed, looped, too deep, or of other sectors.
 func TestChainRefused(t *testing.T) {
 	ctx := t.Context()

@@ -26,6 +26,7 @@ type workload struct {
 	rare   int
 
 	reshape bool
+	wholes  bool  // some writes are whole blocks
 	size    int64 // of the disk in the beginning
 }
 
@@ -51,6 +52,9 @@ func (w *workload) run(ctx context.Context, steps int) error {
 		n := min(max(w.h.sector, align(w.rng.Int64N(12*kib)<<(w.rng.IntN(8)/5))), size-off)
 		if w.rare > 0 && n < size {
 			n = w.h.sector
+		}
+		if w.wholes && w.rng.IntN(6) == 0 {
+			off, n = 0, size
 		}
 		var err error
 		switch k := w.rng.IntN(20); {
@@ -167,6 +171,7 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.ops = f.Ops
 	var last uint64
 	var mu sync.Mutex
 	value := func() uint64 {
@@ -182,7 +187,7 @@ func (c *crashCase) record(t *testing.T, seed uint64) (start, f *crashfile.File,
 		for k := i; k < len(c.blocks); k += workers {
 			mine = append(mine, c.blocks[k])
 		}
-		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value, rare: c.rare, reshape: c.reshape, size: c.create.Size}
+		w := workload{d: d, f: f, h: h, rng: rand.New(rand.NewPCG(seed, uint64(i))), blocks: mine, value: value, rare: c.rare, reshape: c.reshape, wholes: c.child, size: c.create.Size}
 		go func() { errs <- w.run(ctx, c.steps) }()
 	}
 	for range workers {

@@ -16,6 +16,7 @@ type history struct {
 	clock   int64
 	sector  int64
 	opts    Options // how the disk is opened
+	ops     func() int
 	sorted  []int64 // the sectors in order, once the history is over, and their events
 	lists   [][]event
 }
@@ -26,6 +27,7 @@ type event struct {
 	value      uint64
 	trim       bool // the sector may also keep its old value
 	fuaOps     int  // operations of the file when it returned durable; 0: it did not ask for that
+	from       int  // operations of the file when it began
 }
 
 // flushEvent is a flush that was acknowledged. What ended before it began is durable in every crash at a later operation.
@@ -40,11 +42,15 @@ func newHistory(sector int) *history {
 
 // begin notes a change that starts now and returns what notes its end, with the operations of the file if it is durable.
 func (h *history) begin(off, n int64, value uint64, trim bool) func(fuaOps int) {
+	from := 0
+	if h.ops != nil {
+		from = h.ops()
+	}
 	h.mu.Lock()
 	h.clock++
 	t := h.clock
 	for s := off / h.sector; s < (off+n)/h.sector; s++ {
-		h.events[s] = append(h.events[s], event{start: t, value: value, trim: trim})
+		h.events[s] = append(h.events[s], event{start: t, value: value, trim: trim, from: from})
 	}
 	h.mu.Unlock()
 	return func(fuaOps int) {
@@ -96,6 +102,9 @@ func (h *history) durableAt(ops int) (t int64) {
 func allows(events []event, durable int64, ops int, value uint64) bool {
 	ok := value == 0
 	for _, e := range events {
+		if ops >= 0 && e.from >= ops && e.from > 0 {
+			continue // it had not begun
+		}
 		done := e.end != 0 && e.end < durable || e.fuaOps != 0 && e.fuaOps < ops
 		if done && !e.trim {
 			// Changes of one sector do not overlap in these tests, so that the order of events is the order of effects.
