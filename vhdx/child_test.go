@@ -585,7 +585,7 @@ func TestSeal(t *testing.T) {
 
 // TestFileResolver checks how paths of Windows are translated.
 func TestFileResolver(t *testing.T) {
-	dir := canonicalFile(t.TempDir())
+	dir := CanonicalFile(t.TempDir())
 	r := FileResolver{Dir: dir + "/kids", Map: map[string]string{`d:\disks`: dir + "/d", `\\Server\Share`: dir + "/s", `\\?\Volume{1}`: dir + "/v", `d:\disks\fast\`: dir + "/f"}}
 	for _, c := range []struct {
 		l    ParentLocator

@@ -22,23 +22,28 @@ var (
 	// ErrInUse: another program has the file open.
 	ErrInUse = errors.New("the image is in use by another program")
 	// ErrCorrupt: every *CorruptError is one.
-	ErrCorrupt = errors.New("corrupt VHDX image")
+	ErrCorrupt = errors.New("corrupt image")
 	// ErrNotEmpty: an image was to be created over a file that is not empty.
 	ErrNotEmpty = errors.New("the file is not empty")
 )
 
 // A CorruptError says which structure of an image is damaged, and where. It is an [ErrCorrupt].
 type CorruptError struct {
+	Format    string // "" is "VHDX"
 	Structure string // "header", "region table", "metadata", "BAT", "log", "file"
 	Offset    int64  // byte offset in the file, -1 when there is no single place
 	Reason    string
 }
 
 func (e *CorruptError) Error() string {
-	if e.Offset < 0 {
-		return fmt.Sprintf("corrupt VHDX image: %s: %s", e.Structure, e.Reason)
+	format := e.Format
+	if format == "" {
+		format = "VHDX"
 	}
-	return fmt.Sprintf("corrupt VHDX image: %s at offset %d: %s", e.Structure, e.Offset, e.Reason)
+	if e.Offset < 0 {
+		return fmt.Sprintf("corrupt %s image: %s: %s", format, e.Structure, e.Reason)
+	}
+	return fmt.Sprintf("corrupt %s image: %s at offset %d: %s", format, e.Structure, e.Offset, e.Reason)
 }
 
 // Is makes every CorruptError an ErrCorrupt.

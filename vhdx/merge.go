@@ -168,7 +168,7 @@ func MergeFile(ctx context.Context, path string, remove bool, o MergeOptions) (p
 		return "", err
 	}
 	if o.Name == "" {
-		o.Name = canonicalFile(path)
+		o.Name = CanonicalFile(path)
 	}
 	if o.Resolver == nil {
 		o.Resolver = localResolver(o.Name)

@@ -91,7 +91,7 @@ func OpenFile(ctx context.Context, path string, o Options) (*Disk, error) {
 		return nil, err
 	}
 	if o.Name == "" {
-		o.Name = canonicalFile(path)
+		o.Name = CanonicalFile(path)
 	}
 	if o.Resolver == nil {
 		o.Resolver = localResolver(o.Name)

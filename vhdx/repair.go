@@ -117,7 +117,7 @@ func RepairFile(ctx context.Context, path string) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	name := canonicalFile(path)
+	name := CanonicalFile(path)
 	r, err := Repair(ctx, f, CheckOptions{Resolver: localResolver(name), Name: name})
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", path, err)

@@ -35,9 +35,9 @@ type FileResolver struct {
 func (r FileResolver) Places(l *ParentLocator) []string {
 	var out []string
 	add := func(p string) {
-		p = canonicalFile(p)
+		p = CanonicalFile(p)
 		if r.Root != "" {
-			if rel, err := filepath.Rel(canonicalFile(r.Root), p); err != nil || !filepath.IsLocal(rel) {
+			if rel, err := filepath.Rel(CanonicalFile(r.Root), p); err != nil || !filepath.IsLocal(rel) {
 				return
 			}
 		}
@@ -107,8 +107,8 @@ func plainWindowsPath(p string) string {
 
 func slashes(p string) string { return strings.ReplaceAll(p, `\`, "/") }
 
-// canonicalFile is the one name of a local file that may have several.
-func canonicalFile(p string) string {
+// CanonicalFile is the one name of a local file that may have several.
+func CanonicalFile(p string) string {
 	if a, err := filepath.Abs(p); err == nil {
 		p = a
 	}
@@ -121,7 +121,7 @@ func canonicalFile(p string) string {
 // RelativeLocator is a locator with the relative path from the folder of a child to its parent, both local files, as [FileResolver] finds it.
 // The linkage is left to fill in.
 func RelativeLocator(child, parent string) (ParentLocator, error) {
-	child, parent = canonicalFile(child), canonicalFile(parent)
+	child, parent = CanonicalFile(child), CanonicalFile(parent)
 	rel, err := filepath.Rel(filepath.Dir(child), parent)
 	if err != nil {
 		return ParentLocator{}, fmt.Errorf("the way from %s to %s: %w", child, parent, err)
@@ -172,6 +172,15 @@ func (e *ChainError) Error() string {
 
 // Is makes errors.Is find the kind.
 func (e *ChainError) Is(target error) bool { return target == e.Kind }
+
+// Note adds a place that could not be used, and why.
+func (e *ChainError) Note(place string, err error) {
+	if notThere(err) {
+		e.note(place, "there is no such file", nil)
+		return
+	}
+	e.note(place, err.Error(), err)
+}
 
 // Unwrap is Err.
 func (e *ChainError) Unwrap() error { return e.Err }
