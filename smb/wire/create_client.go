@@ -123,7 +123,7 @@ func ParseNetworkInterfaces(b []byte) ([]NetworkInterface, error) {
 			next = uint64(le.Uint32(b))
 		}
 		// The last one may come without what is reserved at the end of the address.
-		if len(b) < interfaceFixed+2+26 || next != 0 && (next < interfaceSize || next&7 != 0 || next > uint64(len(b))) {
+		if len(b) < interfaceFixed+2+26 || next != 0 && (next < interfaceSize || next&7 != 0 || next >= uint64(len(b))) {
 			return nil, malformed("network interface of %d bytes, next at %d", len(b), next)
 		}
 		v := NetworkInterface{Index: le.Uint32(b[4:]), Capability: le.Uint32(b[8:]), LinkSpeed: le.Uint64(b[16:])}
