@@ -378,10 +378,7 @@ func (s *Session) reap() {
 	})
 	s.mu.Unlock()
 	for _, c := range lost {
-		c.mu.Lock()
-		delete(c.sessions, s.id)
-		c.last = nil
-		c.mu.Unlock()
+		s.leave(c)
 		_ = c.Close()
 	}
 }

@@ -154,15 +154,7 @@ const closeTimeout = 5 * time.Second
 func (c *Conn) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	c.mu.Lock()
-	var sessions []*Session
-	for _, ch := range c.sessions {
-		if ch.s.c == c {
-			sessions = append(sessions, ch.s)
-		}
-	}
-	c.mu.Unlock()
-	for _, s := range sessions {
+	for _, s := range c.begun() {
 		if err := s.logoff(ctx); err != nil && c.Err() == nil {
 			c.log.Debug("log off", "server", c.addr, "error", err)
 		}

@@ -157,13 +157,16 @@ func (f *File) Durable() Durability {
 	return f.lasting
 }
 
-// Reopen gets back a durable open whose session was lost: prev, which becomes useless if Reopen succeeds. The tree belongs to a new session of the same user
+// Reopen gets back a durable open whose session was lost: prev, which is good for nothing else any more if Reopen succeeds than to get the open back once more, as the new File is. The tree belongs to a new session of the same user
 // and connects to the same share, from a connection with the same Config.ClientGUID; SessionOptions.Previous should have named the lost session. Requests on
 // the new File carry the channel sequence of prev on, so that whatever was sent on prev and is still under way is refused by the server from the first
 // request that changes something on (see Settle). An error that matches ntstatus.ObjectNameNotFound says that the server has given the open
 // up. When ErrConnectionLost is matched, a new session is needed to try again, also if this one lives. [MS-SMB2] 3.2.4.4
 func (t *Tree) Reopen(ctx context.Context, prev *File) (*File, error) {
 	const op = "reopen"
+	for next := prev.successor.Load(); next != nil; next = prev.successor.Load() {
+		prev = next
+	}
 	s, old := t.sess, prev.t.sess
 	old.mu.Lock()
 	lasting, h := prev.lasting, prev.held
@@ -199,6 +202,7 @@ func (t *Tree) Reopen(ctx context.Context, prev *File) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	prev.successor.Store(f)
 	prev.closed.Store(true)
 	prev.forget()
 	return f, nil

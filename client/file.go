@@ -45,6 +45,8 @@ type File struct {
 	opts   OpenOptions // as asked for, without pointers of the caller
 	base   uint16      // the channel sequence of requests on this open is that of the session and this
 	closed atomic.Bool
+	// successor is the File that Reopen has made of this one.
+	successor atomic.Pointer[File]
 
 	settling chan struct{} // capacity 1: held by settle
 	settled  atomic.Uint32 // the channel sequence at which nothing older was under way, or unsettled

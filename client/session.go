@@ -369,17 +369,7 @@ func (s *Session) logoff(ctx context.Context) error {
 	}
 	s.end(ErrClosed)
 	s.wg.Wait()
-	s.mu.Lock()
-	bound := s.bound
-	s.bound = nil
-	s.mu.Unlock()
-	for _, c := range append(bound, s.c) {
-		c.mu.Lock()
-		delete(c.sessions, s.id)
-		c.last = nil
-		c.mu.Unlock()
-	}
-	for _, c := range bound {
+	for _, c := range s.release() {
 		_ = c.Close() // what has become of the session is known already
 	}
 	return errors.Join(errs...)

@@ -149,7 +149,7 @@ func (w *smbWay) Echo(ctx context.Context) error {
 	if w.conn.Err() != nil { // other channels look after themselves
 		return w.session.Err()
 	}
-	return w.conn.Echo(ctx)
+	return w.session.Echo(ctx)
 }
 
 func (w *smbWay) Channels() []Channel {

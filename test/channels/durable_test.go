@@ -54,7 +54,7 @@ func TestReopen(t *testing.T) {
 		third := s.connect(cfg, client.SessionOptions{Previous: again.ID()})
 		tree, err = third.Tree(ctx, s.share)
 		must(t, "tree", err)
-		h, err := tree.Reopen(ctx, g)
+		h, err := tree.Reopen(ctx, f) // which stands for its successor g
 		must(t, "reopen", err)
 		s.bind(third)
 		s.link(s.net.Accepted() - 1).Cut()
@@ -71,7 +71,7 @@ func TestReopen(t *testing.T) {
 			t.Error("a closed file was reopened")
 		}
 		if _, err := tree.Reopen(ctx, f); err == nil {
-			t.Error("a file was reopened that has a successor")
+			t.Error("a file was reopened whose successor is closed")
 		}
 	})
 }

@@ -176,3 +176,34 @@ func TestInterfaces(t *testing.T) {
 		}
 	})
 }
+
+// TestAbort ends a session without a word while channels are opened and used: nothing of it is left, and the server keeps its open.
+func TestAbort(t *testing.T) {
+	s := ours(t, nil)
+	cfg := client.Config{ClientGUID: wire.GUID{9}}
+	for _, first := range []bool{false, true} {
+		sess := s.connect(cfg, client.SessionOptions{})
+		f := s.open(sess, "disk", &client.DurableRequest{Persistent: true})
+		must(t, "keep", sess.KeepChannels(client.ChannelOptions{Count: 4, Addrs: []string{s.net.Addr()}}))
+		eventually(t, "a second channel", func() bool { return live(sess) > 1 })
+		must(t, "echo", sess.Echo(testContext(t)))
+		if first {
+			s.net.Links()[0].Cut()
+			eventually(t, "the loss", func() bool { return sess.Status().Lost > 0 })
+			must(t, "echo on another channel", sess.Echo(testContext(t)))
+		}
+		sess.Conn().Abort()
+		<-sess.Done()
+		if _, err := f.WriteAt(testContext(t), []byte("x"), 0); !errors.Is(err, client.ErrConnectionLost) || !errors.Is(err, client.ErrClosed) {
+			t.Errorf("write: %v", err)
+		}
+		again := s.connect(cfg, client.SessionOptions{Previous: sess.ID()})
+		tree, err := again.Tree(testContext(t), s.share)
+		must(t, "tree", err)
+		g, err := tree.Reopen(testContext(t), f)
+		must(t, "reopen", err)
+		must(t, "close", g.Close())
+		again.Abort()
+		eventually(t, "the end of every connection", func() bool { return len(s.net.Links()) == 0 })
+	}
+}
