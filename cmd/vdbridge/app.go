@@ -37,7 +37,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 		OnUsageError:           onUsageError,
 		Flags:                  append(logFlags(), &cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version"}),
 		Commands: []*cli.Command{
-			attachCommand(), detachCommand(), statusCommand(), daemonCommand(),
+			attachCommand(), detachCommand(), statusCommand(), doctorCommand(), daemonCommand(),
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
 			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), versionCommand(),
 		},

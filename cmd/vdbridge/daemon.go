@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -102,11 +103,13 @@ func runDaemon(c *cli.Context) (err error) {
 		return err
 	}
 	defer stopMetrics()
+	var wg sync.WaitGroup // all at the same time, so that a boot waits for the longest timeout and not for their sum
 	for _, e := range tab {
 		if e.Auto {
-			attachFromTab(c, d, &e, log)
+			wg.Go(func() { attachFromTab(c, d, &e, log) })
 		}
 	}
+	wg.Wait()
 	undo, err := ready(c, c.String("run-dir"))
 	defer undo()
 	if err != nil {
