@@ -27,6 +27,7 @@ type durable struct {
 	owner      string
 	share      *share
 	name       string // of the file, as the client wrote it, folded
+	alias      string // another name, if it is not known which of both the client knows; "" if it is
 	access     uint32 // DesiredAccess
 	shared     uint32 // ShareAccess
 	options    uint32 // CreateOptions
@@ -241,7 +242,7 @@ func (t *durables) renamed(list []*durable, rel string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, e := range list {
-		e.name = foldName(wireName(rel))
+		e.name, e.alias = foldName(wireName(rel)), ""
 	}
 }
 
@@ -390,7 +391,7 @@ func (r *request) reconnect(a *createArgs) ntstatus.Status {
 	switch {
 	case e == nil, e.createGUID != v.createGUID, e.share != r.tree.share, e.clientGUID != r.c.clientGUID, v.flags&flagPersistent == 0, !e.parked.Load(), a.leased():
 		st = ntstatus.ObjectNameNotFound
-	case e.name != foldName(a.Name):
+	case e.name != foldName(a.Name) && (e.alias == "" || e.alias != foldName(a.Name)):
 		st = ntstatus.InvalidParameter
 	case !strings.EqualFold(e.owner, r.sess.user):
 		st = ntstatus.AccessDenied

@@ -113,26 +113,14 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 			return st
 		}
 	}
-	if st := sh.renameEntry(from, real, o.obj.key, !replace && !sameEntry); st != ntstatus.Success {
+	if st := o.obj.renaming(from, real, sh); st != ntstatus.Success {
 		return st
 	}
-	o.obj.mu.Lock()
-	var kept []*durable
-	for _, e := range o.obj.opens {
-		if e.rel == from && e.tree.share == sh {
-			e.rel = real
-			if e.durable != nil && !e.isDisk {
-				kept = append(kept, e.durable)
-			}
-		}
+	if st := sh.renameEntry(from, real, o.obj.key, !replace && !sameEntry); st != ntstatus.Success {
+		o.obj.renamed(from, from, sh)
+		return st
 	}
-	o.obj.mu.Unlock()
-	if len(kept) > 0 {
-		r.c.srv.durables.renamed(kept, real)
-		if err := r.c.srv.keepAll(o.obj); err != nil {
-			r.c.log.Error("the new name of a persistent open cannot be kept", "path", real, "err", err)
-		}
-	}
+	o.obj.renamed(from, real, sh)
 	r.c.srv.notify.renamed(sh, from, real, o.dir)
 	if o.options&wire.OptWriteThrough != 0 {
 		for _, p := range []string{from, real} {
@@ -142,6 +130,53 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 		}
 	}
 	return ntstatus.Success
+}
+
+// renaming notes in the database which name the persistent opens of a file are about to get: if the server ends in the middle, the file has one of both.
+func (obj *object) renaming(from, to string, sh *share) ntstatus.Status {
+	if sh.srv.db == nil {
+		return ntstatus.Success
+	}
+	obj.mu.Lock()
+	any := false
+	for _, e := range obj.opens {
+		if e.rel == from && e.tree.share == sh && e.durable != nil && !e.isDisk {
+			e.nextRel, any = to, true
+		}
+	}
+	obj.mu.Unlock()
+	if !any {
+		return ntstatus.Success
+	}
+	st := statusOf(sh.srv.keepAll(obj))
+	if st != ntstatus.Success {
+		obj.renamed(from, from, sh)
+	}
+	return st
+}
+
+// renamed tells the opens of a file its name.
+func (obj *object) renamed(from, to string, sh *share) {
+	obj.mu.Lock()
+	var kept []*durable
+	for _, e := range obj.opens {
+		if e.rel == from && e.tree.share == sh {
+			e.rel, e.nextRel = to, ""
+			if e.durable != nil && !e.isDisk {
+				kept = append(kept, e.durable)
+			}
+		}
+	}
+	obj.mu.Unlock()
+	if len(kept) == 0 {
+		return
+	}
+	if to != from {
+		sh.srv.durables.renamed(kept, to)
+	}
+	if err := sh.srv.keepAll(obj); err != nil {
+		sh.srv.log.Error("the name of a persistent open cannot be kept", "path", to, "err", err)
+	}
 }
 
 // parentAllows says whether the opens of the directory that holds rel let its entries be renamed: none may be about to delete it, nor keep others from

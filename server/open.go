@@ -28,6 +28,7 @@ type open struct {
 	pipe    *pipe
 
 	rel           string // path below the share; under obj.mu
+	nextRel       string // the one that it is about to get, "" if none; under obj.mu
 	deleteOnClose bool   // under obj.mu
 
 	durable *durable     // nil if the open does not survive its connection

@@ -494,6 +494,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			}
 		}
 		if t.Failed() {
+			t.Logf("the server printed:\n%s", s.proc.Output())
 			return
 		}
 		started := make(chan struct{}, clients)

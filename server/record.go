@@ -27,8 +27,9 @@ type openRecord struct {
 	ClientGUID hexBytes        `json:"client_guid"`
 	Owner      string          `json:"owner"`
 	Share      string          `json:"share"`
-	Name       string          `json:"name"` // as the client wrote it, folded
-	Path       string          `json:"path"` // below the share
+	Name       string          `json:"name"`                // as the client wrote it, folded
+	Path       string          `json:"path"`                // below the share
+	NextPath   string          `json:"next_path,omitempty"` // the one that it was about to get
 	File       fileIdentity    `json:"file"`
 	Desired    uint32          `json:"desired_access"`
 	Granted    uint32          `json:"granted_access"`
@@ -121,16 +122,18 @@ func decodeRecord(b []byte) (r *openRecord, err error) {
 		return nil, errors.New("there is something behind it")
 	case !guid(r.CreateGUID) || !guid(r.ClientGUID) || r.App != nil && !guid(r.App.ID):
 		return nil, errors.New("a GUID does not have 16 bytes")
-	case bad(r.Name) || bad(r.Path) || bad(r.Owner) || r.Path == "" || strings.HasPrefix(r.Path, "/"):
+	case bad(r.Name) || bad(r.Path) || bad(r.NextPath) || bad(r.Owner) || r.Path == "" || strings.HasPrefix(r.Path, "/"):
 		return nil, errors.New("there is a name that cannot be")
 	case r.ID == 0 || r.Timeout == 0 || time.Duration(r.Timeout)*time.Millisecond > maxDurableTimeout:
 		return nil, errors.New("identifier or time are out of range")
 	case len(r.Locks) > maxHeldLocks:
 		return nil, errors.New("there are too many locks")
 	}
-	for p := range strings.SplitSeq(r.Path, "/") {
-		if p == "" || p == "." || p == ".." {
-			return nil, errors.New("there is a path that cannot be")
+	for _, path := range []string{r.Path, cmpOr(r.NextPath, r.Path)} {
+		for p := range strings.SplitSeq(path, "/") {
+			if p == "" || p == "." || p == ".." {
+				return nil, errors.New("there is a path that cannot be")
+			}
 		}
 	}
 	for _, l := range r.Locks {
@@ -226,6 +229,7 @@ func (s *Server) record(o *open) *openRecord {
 	obj := o.obj
 	obj.mu.Lock()
 	defer obj.mu.Unlock()
+	r.NextPath = o.nextRel
 	r.Path, r.Delete, r.Pending = o.rel, o.deleteOnClose, obj.deletePending
 	for i := range obj.locks.held {
 		if h := &obj.locks.held[i]; h.owner == o {

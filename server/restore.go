@@ -42,7 +42,12 @@ func (s *Server) restore(ctx context.Context) error {
 	slices.SortFunc(records, func(a, b *openRecord) int { return cmp.Compare(a.ID, b.ID) })
 	for _, r := range records {
 		for {
-			err := s.restoreOpen(ctx, r)
+			err := s.restoreOpen(ctx, r, r.Path)
+			if err != nil && r.NextPath != "" && r.NextPath != r.Path {
+				if nerr := s.restoreOpen(ctx, r, r.NextPath); nerr == nil || errors.Is(nerr, ntstatus.SharingViolation) {
+					err = nerr
+				}
+			}
 			if err == nil {
 				break
 			}
@@ -72,7 +77,8 @@ func (s *Server) nobody() *session {
 	return sn
 }
 
-func (s *Server) restoreOpen(ctx context.Context, r *openRecord) (err error) {
+// restoreOpen makes a parked open of a record whose file has, or may have, a path.
+func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (err error) {
 	sh := s.shares[foldName(r.Share)]
 	switch {
 	case sh == nil || sh.ipc:
@@ -87,7 +93,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord) (err error) {
 	e := &durable{createGUID: wire.GUID(r.CreateGUID), clientGUID: wire.GUID(r.ClientGUID), owner: r.Owner, share: sh, name: r.Name, access: r.Desired, shared: r.ShareMode,
 		options: r.Options, timeout: time.Duration(r.Timeout) * time.Millisecond, action: r.Action, svhdx: r.SVHDX, svhdxAsked: r.SVHDXAsked, file: r.File}
 	o := &open{id: wire.FileID{Persistent: r.ID}, sess: s.nobody(), tree: &tree{share: sh, access: accessAll}, fd: -1, path: r.PathOnly, granted: r.Granted, share: r.ShareMode,
-		options: r.Options | wire.OptWriteThrough, rel: r.Path, share0: sh, durable: e, isDisk: r.Disk, drained: make(chan struct{}, 1), restoring: true}
+		options: r.Options | wire.OptWriteThrough, rel: path, share0: sh, durable: e, isDisk: r.Disk, drained: make(chan struct{}, 1), restoring: true}
 	o.modeBits.Store(r.ModeBits)
 	o.refs.Store(closing) // as park leaves it
 	if a := r.App; a != nil {
@@ -103,7 +109,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord) (err error) {
 	case o.granted&accessWrite != 0:
 		flags = unix.O_RDWR
 	}
-	fd, err := sh.openBeneath(r.Path, flags, 0)
+	fd, err := sh.openBeneath(path, flags, 0)
 	if err != nil {
 		return err
 	}
@@ -170,6 +176,10 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord) (err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.byGUID[e.createGUID] = e
+	if r.NextPath != "" && !r.Disk {
+		// Nobody was told how the renaming ended, so the client may ask by either name.
+		e.name, e.alias = foldName(wireName(r.Path)), foldName(wireName(r.NextPath))
+	}
 	s.parkLocked(e)
 	return nil
 }

@@ -387,3 +387,32 @@ func FuzzRecord(f *testing.F) {
 		}
 	})
 }
+
+// TestInterruptedRename kills the server in the middle of a rename: before and after the file has its new name. The client, who was not told, may use either.
+func TestInterruptedRename(t *testing.T) {
+	for _, done := range []bool{false, true} {
+		for _, ask := range []string{"a", "b"} {
+			l := newLives(t)
+			s := l.start(l.state)
+			p := s.client(t, 1, 0, "me", "ca")
+			id := p.open(with(openReq("a"), dh2q(1, 0, flagPersistent)))
+			check(t, "renaming", s.object("a").renaming("a", "b", s.shares[foldName("ca")]), ntstatus.Success)
+			if done {
+				if err := os.Rename(s.path("a"), s.path("b")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s2 := l.start(l.kill(s))
+			q := s2.client(t, 1, 0, "me", "ca")
+			resp, st := q.tryOpen(with(openReq(ask), dh2c(id, 1, flagPersistent)))
+			check(t, "reconnect by the name "+ask, st, ntstatus.Success)
+			check(t, "rename", q.rename(resp.FileID, "c"), ntstatus.Success)
+			if _, err := os.Stat(s2.path("c")); err != nil {
+				t.Error(err)
+			}
+			s2.cut(t, q)
+			_, st = s2.client(t, 1, 0, "me", "ca").tryOpen(with(openReq(ask), dh2c(id, 1, flagPersistent)))
+			check(t, "reconnect by a former name", st, ntstatus.InvalidParameter)
+		}
+	}
+}

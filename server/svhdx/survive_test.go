@@ -128,6 +128,19 @@ func TestReservationsSurvive(t *testing.T) {
 func TestSuspend(t *testing.T) {
 	path := newDisk(t)
 	s := service(t, Config{})
+	o := mustPersist(t, s, path, 1, 1)
+	reserve(t, o, scsi.PRRegister, 0, scsi.PROutList{ActionKey: 0xA})
+	if err := o.Suspend(); err != nil {
+		t.Fatal(err)
+	}
+	closed.Store(o, true)
+	s.BeginRestore()
+	o = mustPersist(t, s, path, 1, 1)
+	s.EndRestore()
+	if k, _, _ := registrations(t, o); !reflect.DeepEqual(k, []uint64{0xA}) {
+		t.Errorf("keys % x without APTPL", k)
+	}
+	closeOnce(t, o)
 	a, b := mustPersist(t, s, path, 1, 1), mustOpen(t, s, path, 2)
 	reserve(t, b, scsi.PRRegister, 0, scsi.PROutList{ActionKey: 0xB, PersistPower: true})
 	reserve(t, a, scsi.PRRegister, 0, scsi.PROutList{ActionKey: 0xA, PersistPower: true})
