@@ -44,7 +44,7 @@ func (d *demo) kernel() error {
 	err := d.steps(
 		step{"Make a network for one guest, and start `vdbridge serve` and `vdbridge nbd` in it", func() (string, error) {
 			var err error
-			if n, err = vm.NewNet(); err != nil {
+			if n, err = vm.NewNet(1); err != nil {
 				return "", err
 			}
 			d.later(func() error { n.Close(); return nil })

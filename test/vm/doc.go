@@ -6,5 +6,5 @@
 // Run: it has a process namespace of its own, and what still carries the name of its folder afterwards is ended.
 //
 // A Net joins guests and programs of the host through a network namespace without a name, which the kernel removes with the last process
-// in it. In it the host is HostAddr and the guest GuestAddr. It needs root.
+// in it. In it the host is HostAddr, the first guest GuestAddr, and others have AddrOf. It needs root.
 package vm

@@ -1,18 +1,19 @@
 #!/bin/sh
 # PID 1 of the guest. Its root is the host's, read-only (hostfs); a tmpfs overlay makes it writable for the guest alone.
-# Kernel command line: vm.work=DIR (writable on the host, has the script), vm.modules=a,b vm.addr=10.0.0.2/24 vm.share=DIR,DIR
+# Kernel command line: vm.work=DIR (writable on the host, has the script), vm.modules=a,b vm.addr=10.0.0.2/24 vm.share=DIR,DIR vm.name=node1
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
 busybox=$(command -v busybox)
 b() { "$busybox" "$@"; }
 
 b mount -t proc proc /proc
-work="" modules="" addr="" share=""
+work="" modules="" addr="" share="" name=guest
 for arg in $(b cat /proc/cmdline); do
 	case $arg in
 	vm.work=*) work=${arg#*=} ;;
 	vm.modules=*) modules=${arg#*=} ;;
 	vm.addr=*) addr=${arg#*=} ;;
 	vm.share=*) share=${arg#*=} ;;
+	vm.name=*) name=${arg#*=} ;;
 	esac
 done
 off() { b sync; b poweroff -f; }
@@ -40,7 +41,7 @@ for dir in $work $(echo "$share" | b tr , ' '); do
 done
 b mkdir -p "$root/lib/modules/$kernel"
 b mount -o bind "$mods" "$root/lib/modules/$kernel"
-b hostname guest
+b hostname "$name"
 b ifconfig lo 127.0.0.1 up
 if [ -n "$addr" ]; then
 	b ip link set vec0 up && b ip addr add "$addr" dev vec0 || echo "vm: no network"

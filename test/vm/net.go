@@ -17,15 +17,23 @@ import (
 	"vdbridge/test/lab"
 )
 
-// The addresses in a Net.
+// The addresses in a Net, of the host and of the first guest.
 const (
 	HostAddr  = "10.77.0.1"
 	GuestAddr = "10.77.0.2"
 
-	hostVeth, guestVeth = "host0", "guest0"
+	bridgeName = "guests"
 )
 
-// Net is a network namespace with loopback, and an interface with HostAddr that one guest is connected to. It has no name in the file system:
+// maxGuests is how many guests a Net can have.
+const maxGuests = 9
+
+// AddrOf is the address of a guest of a Net, counted from 0.
+func AddrOf(guest int) string { return fmt.Sprintf("10.77.0.%d", 2+guest) }
+
+func guestVeth(guest int) string { return fmt.Sprintf("guest%d", guest) }
+
+// Net is a network namespace with loopback, and a bridge with HostAddr that its guests are connected to. It has no name in the file system:
 // it is gone when Close was called and everything started in it has ended.
 type Net struct {
 	work chan func()
@@ -33,8 +41,11 @@ type Net struct {
 	done chan struct{}
 }
 
-// NewNet makes a network. It needs root. The caller ends it with Close.
-func NewNet() (*Net, error) {
+// NewNet makes a network for so many guests. It needs root. The caller ends it with Close.
+func NewNet(guests int) (*Net, error) {
+	if guests < 1 || guests > maxGuests {
+		return nil, fmt.Errorf("a network has 1 to %d guests, not %d", maxGuests, guests)
+	}
 	if os.Geteuid() != 0 {
 		return nil, errors.New("a network for a guest needs root")
 	}
@@ -60,13 +71,19 @@ func NewNet() (*Net, error) {
 	if err := <-ready; err != nil {
 		return nil, fmt.Errorf("new network namespace: %w", err)
 	}
-	for _, args := range []string{
+	steps := []string{
 		"link set lo up",
-		"link add " + hostVeth + " type veth peer name " + guestVeth,
-		"addr add " + HostAddr + "/24 dev " + hostVeth,
-		"link set " + hostVeth + " up",
-		"link set " + guestVeth + " up promisc on",
-	} {
+		"link add " + bridgeName + " type bridge",
+		"addr add " + HostAddr + "/24 dev " + bridgeName,
+		"link set " + bridgeName + " up",
+	}
+	for i := range guests {
+		steps = append(steps,
+			fmt.Sprintf("link add host%d type veth peer name %s", i, guestVeth(i)),
+			fmt.Sprintf("link set host%d master %s up", i, bridgeName),
+			"link set "+guestVeth(i)+" up promisc on")
+	}
+	for _, args := range steps {
 		cmd := exec.Command(ip, strings.Fields(args)...)
 		var out []byte
 		if err := n.Do(func() (err error) { out, err = cmd.CombinedOutput(); return err }); err != nil {
@@ -77,12 +94,18 @@ func NewNet() (*Net, error) {
 	return n, nil
 }
 
-// NewTestNet makes a network for a test and closes it when the test ends.
+// NewTestNet makes a network with one guest for a test and closes it when the test ends.
 func NewTestNet(t testing.TB) *Net {
+	t.Helper()
+	return NewTestNetFor(t, 1)
+}
+
+// NewTestNetFor is NewTestNet for so many guests.
+func NewTestNetFor(t testing.TB, guests int) *Net {
 	t.Helper()
 	lab.NeedRoot(t)
 	lab.Need(t, "ip")
-	n, err := NewNet()
+	n, err := NewNet(guests)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,8 @@ type Options struct {
 	Modules []string      // kernel modules to load before, for instance "nbd", "cifs"
 	Memory  string        // of the guest, as the kernel has it; "" is 512M
 	Network *Net          // nil is no network
+	Guest   int           // which guest of the network it is, counted from 0
+	Name    string        // the guest's host name; "" is guest
 	Share   []string      // folders of the host that the guest may write, under the same path
 	Timeout time.Duration // until the guest is killed; 0 is 2 minutes
 	Output  io.Writer     // gets the script's output as it comes, besides the result; may be nil
@@ -112,10 +114,13 @@ func Run(ctx context.Context, o Options) (res Result, err error) {
 		"con=null", "con0=null,fd:1", "console=tty0", "quiet", "loglevel=3", "selinux=0", "panic=-1",
 		"vm.work=" + work, "vm.modules=" + strings.Join(o.Modules, ","), "vm.share=" + strings.Join(o.Share, ","),
 	}
+	if o.Name != "" {
+		args = append(args, "vm.name="+o.Name)
+	}
 	var start func(*exec.Cmd) error
 	if o.Network != nil {
 		// gro=1: without it the driver drops the large frames that the host's TCP makes, and bulk transfers stall.
-		args = append(args, "vec0:transport=raw,ifname="+guestVeth+",depth=64,gro=1", "vm.addr="+GuestAddr+"/24")
+		args = append(args, fmt.Sprintf("vec0:transport=raw,ifname=%s,depth=64,gro=1,mac=02:00:00:00:00:%02x", guestVeth(o.Guest), o.Guest+1), "vm.addr="+AddrOf(o.Guest)+"/24")
 		start = o.Network.StartCommand
 	}
 	cmd := exec.Command(kernel, args...)

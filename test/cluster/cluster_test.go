@@ -1,0 +1,66 @@
+package cluster
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"vdbridge/test/lab"
+	"vdbridge/test/vm"
+)
+
+// long is the environment variable for what takes minutes: `make test-vm` sets it.
+const long = "VDBRIDGE_LONG"
+
+func newCluster(t *testing.T, fs, size string) *Cluster {
+	t.Helper()
+	vm.Need(t, Tools(fs)...)
+	lab.NeedRoot(t)
+	c, err := New(t.Context(), lab.Vdbridge(t), t.TempDir(), size, func(who, what string) { t.Log(who + ": " + what) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// One disk, two kernels, OCFS2 on both.
+func TestOCFS2(t *testing.T) {
+	c := newCluster(t, "ocfs2", "256M")
+	if err := Exchange(t.Context(), c, "ocfs2", t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A node is fenced while it writes; the other takes its journal over and goes on.
+func TestOCFS2Fence(t *testing.T) { fenceTest(t, "ocfs2") }
+
+// The same with GFS2, corosync and dlm_controld.
+func TestGFS2(t *testing.T) {
+	needLong(t)
+	c := newCluster(t, "gfs2", "256M")
+	if err := Exchange(t.Context(), c, "gfs2", t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestGFS2Fence(t *testing.T) { fenceTest(t, "gfs2") }
+
+func fenceTest(t *testing.T, fs string) {
+	needLong(t)
+	c := newCluster(t, fs, "256M")
+	if err := Fence(context.WithoutCancel(t.Context()), c, fs, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func needLong(t *testing.T) {
+	t.Helper()
+	if os.Getenv(long) == "" {
+		t.Skip("takes a minute: make test-vm runs it (" + long + "=1)")
+	}
+}
