@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"testing"
+	"time"
 
 	"vdbridge/test/lab"
 	"vdbridge/test/vm"
@@ -16,7 +17,8 @@ func newCluster(t *testing.T, fs, size string) *Cluster {
 	t.Helper()
 	vm.Need(t, Tools(fs)...)
 	lab.NeedRoot(t)
-	c, err := New(t.Context(), lab.Vdbridge(t), t.TempDir(), size, func(who, what string) { t.Log(who + ": " + what) })
+	start := time.Now()
+	c, err := New(t.Context(), lab.Vdbridge(t), t.TempDir(), size, func(who, what string) { t.Logf("[%5.1fs] %s: %s", time.Since(start).Seconds(), who, what) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,6 +34,14 @@ func newCluster(t *testing.T, fs, size string) *Cluster {
 func TestOCFS2(t *testing.T) {
 	c := newCluster(t, "ocfs2", "256M")
 	if err := Exchange(t.Context(), c, "ocfs2", t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// No write of a fenced node reaches the disk after it was fenced, whatever was under way.
+func TestFencedWriter(t *testing.T) {
+	lab.Need(t, "fio")
+	if err := FenceRaw(t.Context(), newCluster(t, "", "256M")); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -61,6 +61,8 @@ ocfs2_mount() {
 dlm_up() {
 	mkdir -p /etc/corosync /var/lib/corosync /var/log/cluster /mnt/shared /etc/dlm /run/cluster
 	modprobe -a configfs dlm gfs2
+	mkdir -p /dev/misc # where udev would put them
+	for d in dlm-control dlm-monitor dlm_plock; do ln -sf /dev/$d /dev/misc/$d; done
 	mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
 	{
 		printf 'totem {\n version: 2\n cluster_name: lab\n transport: udpu\n token: 3000\n}\nquorum {\n provider: corosync_votequorum\n two_node: 1\n}\n'
@@ -85,7 +87,7 @@ dlm_up() {
 	i=0
 	until dlm_tool status 2>/dev/null | grep -q 'node 2'; do
 		i=$((i + 1))
-		[ $i -lt 300 ] || { cat /tmp/dlm.log; exit 1; }
+		kill -0 $! && [ $i -lt 300 ] || { cat /tmp/dlm.log; exit 1; }
 		sleep 0.1
 	done
 }
@@ -119,15 +121,26 @@ exchange() {
 # The one that will be fenced: appends lines, each of which is on the disk before it is counted, until it cannot any more.
 write_until_fenced() {
 	say "writes a log, a line at a time, each made durable"
+	{
+		i=0
+		while i=$((i + 1)) && echo "line $i" | dd of=/mnt/shared/log oflag=append conv=notrunc,fsync 2>/tmp/why; do
+			mark lines $i
+		done
+		mark stopped
+	} &
+	await fenced
 	i=0
-	while i=$((i + 1)) && echo "line $i" | dd of=/mnt/shared/log oflag=append conv=notrunc,fsync 2>/tmp/why; do
-		mark lines $i
+	until [ -e "$SHARED/stopped" ] || [ $i -ge 80 ]; do
+		i=$((i + 1))
+		sleep 0.1
 	done
-	say "cannot write any more: $(grep -o "dd: .*" /tmp/why | head -n 1)"
+	if [ -e "$SHARED/stopped" ]; then
+		say "cannot write any more: $(grep -o 'dd: .*' /tmp/why | head -n 1)"
+	else
+		say "cannot write any more: the file system has withdrawn, and its writer hangs"
+	fi
 	mark failed
-	# The file system is lost to this node. A real one would be started anew.
-	sync &
-	sleep 1
+	# The file system is lost to this node, which has to be started anew.
 	busybox poweroff -f
 }
 
@@ -152,4 +165,43 @@ fence_and_go_on() {
 	rm -r /mnt/shared/dir0
 	say "goes on writing, also where node1 had been"
 	umount /mnt/shared
+}
+
+# Without a file system: 16 writes of a page at a time, anywhere in 64 MiB, straight to the device.
+raw_write() {
+	say "writes to the device, 16 writes at a time"
+	{
+		fio --name=w --filename=/dev/nbd0 --size=64M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 --time_based --runtime=60 \
+			--refill_buffers --output=/tmp/fio 2>&1 || true
+		mark stopped
+	} &
+	i=0 written=0
+	until [ "$written" -gt 4096 ] || [ $i -ge 300 ]; do # sectors
+		i=$((i + 1))
+		sleep 0.1
+		read -r _ _ _ _ _ _ written _ </sys/block/nbd0/stat
+	done
+	say "has written $written sectors"
+	mark writing
+	await stopped
+	say "its writer has ended: $(grep -m 1 -o 'err=.*' /tmp/fio)"
+	grep -q 'err= *5' /tmp/fio
+	mark failed
+	await compared
+	"$VD" detach --force /dev/nbd0 # plainly it would refuse, as what was written last is not on the disk
+}
+hash_device() { dd if=/dev/nbd0 bs=1M count=64 iflag=direct 2>/dev/null | sha256sum; }
+raw_fence() {
+	await writing
+	say "fences node1"
+	fence -o off -n node1
+	say "node1 is fenced"
+	before=$(hash_device)
+	say "fenced node1 in the middle of its writing, and read the disk at once"
+	mark fenced
+	await failed
+	[ "$(hash_device)" = "$before" ]
+	say "nothing has changed since, though node1 had writes under way in its kernel and in vdbridge"
+	mark compared
+	detach
 }

@@ -27,7 +27,7 @@ func Exchange(ctx context.Context, c *Cluster, fs, dir string) error {
 	nodes := c.Run(ctx, 4*time.Minute, nil, [2]string{body, body})
 	for i, n := range nodes {
 		if n.Err != nil || n.Status != 0 {
-			return fmt.Errorf("node%d: status %d, %w\n%s", i, n.Status, n.Err, n.Output)
+			return fmt.Errorf("node%d: status %d, %v\n%s", i, n.Status, n.Err, n.Output)
 		}
 	}
 	return c.judge(ctx, f, dir)
@@ -39,12 +39,23 @@ func Fence(ctx context.Context, c *Cluster, fs, dir string) error {
 	start := "attach\n" + f.up + "\n" + f.mount + "\nexchange\n"
 	nodes := c.Run(ctx, 5*time.Minute, nil, [2]string{start + "fence_and_go_on\ndetach\n", start + "write_until_fenced\n"})
 	if n := nodes[0]; n.Err != nil || n.Status != 0 {
-		return fmt.Errorf("node0, which goes on: status %d, %w\n%s\nnode1, which was fenced:\n%s", n.Status, n.Err, n.Output, nodes[1].Output)
+		return fmt.Errorf("node0, which goes on: status %d, %v\n%s\nnode1, which was fenced:\n%s", n.Status, n.Err, n.Output, nodes[1].Output)
 	}
 	if !c.Reached("failed") {
 		return errors.New("node1 was not stopped by being fenced:\n" + nodes[1].Output)
 	}
 	return c.judge(ctx, f, dir)
+}
+
+// FenceRaw lets node1 write to the bare disk as fast as it can while node0 fences it: from the moment that fencing has returned, the disk does not change.
+func FenceRaw(ctx context.Context, c *Cluster) error {
+	nodes := c.Run(ctx, 3*time.Minute, nil, [2]string{"attach\nraw_fence\n", "attach\nraw_write\n"})
+	for i, n := range nodes {
+		if n.Err != nil || n.Status != 0 {
+			return fmt.Errorf("node%d: status %d, %v\n%s", i, n.Status, n.Err, n.Output)
+		}
+	}
+	return nil
 }
 
 func (c *Cluster) judge(ctx context.Context, f fileSystem, dir string) error {
