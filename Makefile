@@ -12,11 +12,11 @@ DEMO_SIZE ?= full
 RUN       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-quick test-vm test-soak bench demo lint fuzz clean
+.PHONY: help setup build test test-quick test-vm test-soak bench demo demo-cluster lint fuzz clean
 
 help: ## list the targets
 	@echo "vdbridge $(VERSION). Targets:"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 	@echo; echo "Variables: DEMO_SIZE=full|small  FUZZTIME=20s  SOAK=10m  RUN='regular expression of test names'"
 
 setup: ## install the Debian packages that tests and the demo use (needs root only if some are missing)
@@ -30,10 +30,10 @@ test: setup build ## everything that must pass: lint, all tests with the race de
 	@GO='$(GO)' RUN='$(RUN)' scripts/test.sh
 
 test-quick: ## unit tests only: no race detector, no guests, missing tools are skipped
-	@$(GO) test $$($(GO) list ./... | grep -v /test/vm)
+	@$(GO) test $$($(GO) list ./... | grep -Ev '/test/(vm|cluster)')
 
 test-vm: setup build ## tests with a real kernel and a real domain (User-Mode Linux guests, Samba AD; needs root)
-	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_VM=all VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v -timeout 30m $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/krb5
+	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_VM=all VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v -timeout 30m $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/cluster ./test/krb5
 
 test-soak: setup build ## the whole chain under load and verification for SOAK=10m
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 -run Soak ./test/soak
@@ -44,6 +44,9 @@ bench: setup build ## measure beside other programs; writes docs/benchmarks.md
 
 demo: setup build ## the main job on real disks, step by step (DEMO_SIZE=small is quicker)
 	@$(GO) run ./test/demo -size '$(DEMO_SIZE)' -bin bin/vdbridge
+
+demo-cluster: setup build ## two real kernels with one shared disk: OCFS2 on both, and one of them fenced
+	@$(GO) run ./test/demo/cluster -bin bin/vdbridge
 
 lint: ## gofmt, go vet, staticcheck, shell scripts
 	@GO='$(GO)' scripts/lint.sh

@@ -13,7 +13,7 @@ need=(
 	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk lsblk:util-linux blkdiscard:util-linux # file systems and partitions on a device
 	mkfs.ext4:e2fsprogs fusermount3:fuse3 losetup:mount                                # file systems
 	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs sfdisk:fdisk sgdisk:gdisk mkfs.vfat:dosfstools mkfs.exfat:exfatprogs mkfs.ntfs:ntfs-3g # judges of tables and signatures
-	mkfs.ocfs2:ocfs2-tools mkfs.gfs2:gfs2-utils cryptsetup:cryptsetup-bin                #
+	mkfs.ocfs2:ocfs2-tools mkfs.gfs2:gfs2-utils corosync:corosync dlm_controld:dlm-controld cryptsetup:cryptsetup-bin                #
 	smbd:samba smbclient:smbclient smbtorture:samba-testsuite mount.cifs:cifs-utils    # SMB peers
 	request-key:keyutils                                                               #   (the cifs client asks for Kerberos tickets by it)
 	smbpasswd:samba-common-bin ntlm_auth:winbind                                       #   (private passwords of smbd; a judge of NTLM)

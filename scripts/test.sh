@@ -23,7 +23,7 @@ fi
 # All packages that have tests, in three groups: ordinary ones, with the race detector; those that run the program as a process, with a program built
 # with the race detector; and those that want the machine for themselves: real kernels, and what counts allocations.
 list() { "$GO" list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...; }
-alone='/test/(vm|allocs)(/|$)'
+alone='/test/(vm|allocs|cluster)(/|$)'
 program='/test/(wirecheck|soak)(/|$)'
 mapfile -t alones < <(list | grep -E "$alone")
 mapfile -t programs < <(list | grep -E "$program")

@@ -10,8 +10,8 @@ import (
 	"vdbridge/test/vm"
 )
 
-// long is the environment variable for what takes minutes: `make test-vm` sets it.
-const long = "VDBRIDGE_LONG"
+// all is the value of VDBRIDGE_VM with which the tests run that take minutes: `make test-vm` sets it.
+const all = "all"
 
 func newCluster(t *testing.T, fs, size string) *Cluster {
 	t.Helper()
@@ -70,7 +70,7 @@ func fenceTest(t *testing.T, fs string) {
 
 func needLong(t *testing.T) {
 	t.Helper()
-	if os.Getenv(long) == "" {
-		t.Skip("takes a minute: make test-vm runs it (" + long + "=1)")
+	if os.Getenv("VDBRIDGE_VM") != all {
+		t.Skip("takes a minute: make test-vm runs it (VDBRIDGE_VM=all)")
 	}
 }
