@@ -175,11 +175,12 @@ type CreateOptions struct {
 	BlockSize      int64 // 0 = 32 MiB
 	LogicalSector  int   // 0 = 512
 	PhysicalSector int   // 0 = 4096
+	Overwrite      bool  // replace an image that is there; what it holds is lost
 }
 
-// Create makes a new image. An existing file is never overwritten; a file that could not be completed is removed.
+// Create makes a new image. Without Overwrite an existing file stays as it is; a file that could not be completed is removed.
 func Create(ctx context.Context, loc Location, o Options, co CreateOptions) error {
-	vo := vhdx.CreateOptions{Size: co.Size, Fixed: co.Fixed, BlockSize: co.BlockSize, LogicalSector: co.LogicalSector, PhysicalSector: co.PhysicalSector}
+	vo := vhdx.CreateOptions{Size: co.Size, Fixed: co.Fixed, BlockSize: co.BlockSize, LogicalSector: co.LogicalSector, PhysicalSector: co.PhysicalSector, Overwrite: co.Overwrite}
 	if err := checkCreate(loc, co); err != nil {
 		return err
 	}
@@ -218,15 +219,21 @@ func checkCreate(loc Location, co CreateOptions) error {
 }
 
 func (r *Remote) create(ctx context.Context, vo vhdx.CreateOptions) error {
+	disposition := wire.FileCreate
+	if vo.Overwrite {
+		disposition = wire.FileOpenIf
+	}
 	f, err := r.tree().Open(ctx, r.loc.Path, client.OpenOptions{
 		Access:      wire.AccessReadData | wire.AccessWriteData | wire.AccessAppendData | wire.AccessReadAttributes | wire.AccessWriteAttributes | wire.AccessDelete,
-		Disposition: wire.FileCreate, Options: wire.OptNonDirectoryFile,
+		Disposition: disposition, Options: wire.OptNonDirectoryFile,
 	})
 	if err != nil {
 		return explainCreate(r.loc, err)
 	}
 	err = vhdx.Create(ctx, backing{f}, vo)
-	if err != nil {
+	if err != nil && vo.Overwrite {
+		err = explainCreate(r.loc, err)
+	} else if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 		err = errors.Join(explainCreate(r.loc, err), f.SetDelete(clean, true))
 		cancel()

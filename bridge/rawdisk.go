@@ -190,7 +190,7 @@ type Format string
 
 // The formats.
 const (
-	FormatAuto Format = "auto" // by name and kind of the file
+	FormatAuto Format = "" // by name and kind of the file
 	FormatVHDX Format = "vhdx"
 	FormatVHD  Format = "vhd"
 	FormatRaw  Format = "raw"
@@ -199,7 +199,7 @@ const (
 // ParseFormat reads a format; "" is FormatAuto.
 func ParseFormat(s string) (Format, error) {
 	switch f := Format(strings.ToLower(s)); f {
-	case "":
+	case "auto":
 		return FormatAuto, nil
 	case FormatAuto, FormatVHDX, FormatVHD, FormatRaw:
 		return f, nil

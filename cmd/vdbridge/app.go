@@ -39,6 +39,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			attachCommand(), detachCommand(), statusCommand(), doctorCommand(), daemonCommand(),
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
+			copyCommand(), convertCommand(),
 			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {

@@ -23,6 +23,7 @@ var rooms = []struct {
 		"the NBD server knows a disk by the interface that it declares; with an import of ours it would serve only our disks"},
 	{"nbd/kernel", []string{"nbd"},
 		"it speaks to the kernel only; what is behind the sockets that it hands over is the caller's"},
+	{"nbd/client", nil, "the NBD client is written from the protocol, not from the server's code; it offers the methods of a disk and needs nothing for it"},
 	{"fusefs", nil,
 		"the FUSE front end knows a disk by the interface that it declares; with an import of ours it would show only our disks"},
 	{"server", []string{"server/journal", "smb/..."},
