@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2086,SC2015 # $logon is several words, and the numbers have no blanks
 # One node of a cluster, run in a guest. Set before: N (0 or 1), VD (the program), URL, PASSWORD (a file), SHARED (a folder of all nodes and the host), PEERS.
 # Lines that begin with "@ " tell the story.
 set -eu
