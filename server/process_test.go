@@ -447,8 +447,13 @@ func TestKilledUnderLoad(t *testing.T) {
 						break
 					}
 					if resp, st = p.tryOpen(with(openReq(name), dh2c(f.id, f.guid, flagPersistent))); st == ntstatus.Success {
-						f.name = name
 						break
+					}
+				}
+				for _, name := range names {
+					// Asked for by either name, it has one.
+					if _, err := os.Stat(filepath.Join(l.dir, name)); err == nil {
+						f.name = name
 					}
 				}
 				switch {
