@@ -38,7 +38,15 @@ func (r *request) findBinding() (*channel, ntstatus.Status) {
 	if sn == nil {
 		return nil, ntstatus.UserSessionDeleted
 	}
+	if r.hdr.Flags&wire.FlagSigned != 0 && sn.established() && sn.signer.Verify(r.msg) == nil {
+		// It comes from the session's user, who can believe a refusal only if it is signed. Others must not get signatures out of the server.
+		r.sess, r.signer = sn, sn.signer
+	}
 	switch {
+	case c.signingAlg == wire.SigningAESGMAC && sn.signingAlg != wire.SigningAESGMAC:
+		return nil, ntstatus.NotSupported // as Windows says it
+	case c.signingAlg != wire.SigningAESGMAC && sn.signingAlg == wire.SigningAESGMAC:
+		return nil, ntstatus.RequestOutOfSequence
 	case c.dialect != sn.dialect, r.hdr.Flags&wire.FlagSigned == 0:
 		return nil, ntstatus.InvalidParameter
 	case c.clientGUID != sn.clientGUID:

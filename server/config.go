@@ -69,6 +69,8 @@ type Limits struct {
 	SessionLifetime time.Duration
 	// LogonTimeout is how long a connection may exist without a session, 30 s.
 	LogonTimeout time.Duration
+	// BreakTimeout is how long a client may take to give up what it was allowed to cache, 35 s; then it is taken away. [MS-SMB2] 3.3.2.1, 3.3.2.5
+	BreakTimeout time.Duration
 	// WriteTimeout is how long a client may leave replies untaken before its connection is dropped, 60 s.
 	WriteTimeout time.Duration
 }
@@ -97,6 +99,9 @@ func (l *Limits) setDefaults() {
 	}
 	if l.LogonTimeout <= 0 {
 		l.LogonTimeout = 30 * time.Second
+	}
+	if l.BreakTimeout <= 0 {
+		l.BreakTimeout = 35 * time.Second
 	}
 	if l.WriteTimeout <= 0 {
 		l.WriteTimeout = 60 * time.Second

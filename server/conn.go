@@ -41,6 +41,7 @@ var (
 // conn is one connection.
 type conn struct {
 	srv    *Server
+	born   uint64 // later ones have greater numbers
 	log    *slog.Logger
 	tc     transport.Conn
 	sender *transport.Sender
@@ -90,7 +91,7 @@ type conn struct {
 }
 
 func newConn(s *Server, tc transport.Conn) *conn {
-	c := &conn{srv: s, tc: tc, over: make(chan struct{}), pending: map[uint64]*pendingOp{}, sessions: map[uint64]*channel{}, bindings: map[uint64]*channel{}}
+	c := &conn{srv: s, born: s.newID(), tc: tc, over: make(chan struct{}), pending: map[uint64]*pendingOp{}, sessions: map[uint64]*channel{}, bindings: map[uint64]*channel{}}
 	c.log = s.log.With("client", tc.RemoteAddr().String())
 	c.ctx, c.cancel = context.WithCancelCause(s.ctx)
 	c.memory.limit = s.lim.InflightConnection
@@ -420,6 +421,14 @@ func (c *conn) expireSessions(then time.Time) {
 	}
 }
 
+// makeInterim makes the STATUS_PENDING reply to r, the only request of its message. interimMu and mu are held.
+func (c *conn) makeInterim(r *request) *work {
+	c.asyncID++
+	r.asyncID, r.interim = c.asyncID, true
+	h := &r.w.head
+	return c.interimReply(h, r.asyncID, c.grant(h), r.w)
+}
+
 // interims sends STATUS_PENDING for requests that have been running for long. [MS-SMB2] 3.3.4.2
 func (c *conn) interims() {
 	c.interimMu.Lock()
@@ -431,10 +440,7 @@ func (c *conn) interims() {
 		if c.tick-r.tick < 2 || r.asyncID != 0 || r.w.ids != 1 || r.w.first == wire.CmdSessionSetup || r.w.first == wire.CmdNegotiate {
 			continue
 		}
-		c.asyncID++
-		r.asyncID, r.interim = c.asyncID, true
-		h := &r.w.head
-		replies = append(replies, c.interimReply(h, r.asyncID, c.grant(h), r.w))
+		replies = append(replies, c.makeInterim(r))
 	}
 	c.mu.Unlock()
 	for _, w := range replies {

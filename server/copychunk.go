@@ -90,6 +90,7 @@ func (r *request) copychunk(dst *open, req *wire.IoctlRequest) ntstatus.Status {
 			return answer(ntstatus.FileLockConflict, i, 0, total)
 		}
 		done, st := copyRange(src, dst, int64(from), int64(to), int(l))
+		r.c.srv.wrote(dst)
 		total += uint32(done)
 		if st != ntstatus.Success {
 			return answer(st, i, uint32(done), total)

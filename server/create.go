@@ -52,7 +52,8 @@ type createArgs struct {
 	maxAccess bool // MxAc
 	onDiskID  bool // QFid
 	durable   durableArgs
-	kept      *durable // of an open that is to be persistent
+	kept      *durable    // of an open that is to be persistent
+	lease     *wire.Lease // nil if none is asked for
 }
 
 // create handles CREATE. [MS-SMB2] 3.3.5.9
@@ -73,7 +74,9 @@ func (r *request) create() ntstatus.Status {
 		return r.reconnect(a)
 	}
 	var kept *durable
-	if v := &a.durable; v.request && v.persistent && r.persistence() {
+	if v := &a.durable; v.request1 {
+		kept = r.newDurable(a, 1, durableTimeout1)
+	} else if v.request {
 		var again bool
 		var st ntstatus.Status
 		if kept, again, st = r.beginDurable(a); st != ntstatus.Success {
@@ -119,7 +122,11 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 		n := s.newID()
 		o.id = wire.FileID{Persistent: s.epoch<<32 | n, Volatile: n<<8 | 0x5A}
 		if kept != nil && !o.dir {
-			r.persist(a, o, kept, resp)
+			if kept.persistent {
+				r.persist(a, o, kept, resp)
+			} else {
+				r.makeDurable(o, kept, resp)
+			}
 		}
 		st = r.register(o)
 	}
@@ -145,10 +152,25 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 	return ntstatus.Success
 }
 
+// makeDurable makes an open durable if its client may cache handles. In version 2, its CreateGuid is remembered even if not. [MS-SMB2] 3.3.5.9.6, 3.3.5.9.10
+func (r *request) makeDurable(o *open, kept *durable, resp *wire.CreateResponse) {
+	o.obj.mu.Lock()
+	kept.granted = o.oplock != nil && o.oplock.keepsHandles()
+	if kept.granted || kept.version == 2 {
+		o.durable, kept.action = kept, resp.Action
+	}
+	o.obj.mu.Unlock()
+	if kept.granted {
+		resp.Contexts = slices.Insert(resp.Contexts, 0, kept.reply())
+	}
+}
+
 // persist makes an open persistent, durably if the server has a database. If that cannot be, it is an open like others, which the client learns from the
 // context that is missing in the reply.
 func (r *request) persist(a *createArgs, o *open, kept *durable, resp *wire.CreateResponse) {
-	o.durable, kept.action = kept, resp.Action
+	o.obj.mu.Lock()
+	o.durable, kept.action, kept.granted = kept, resp.Action, true
+	o.obj.mu.Unlock()
 	if n := len(resp.Contexts); a.kind == streamDisk && n > 0 && resp.Contexts[n-1].Name == wire.CreateSVHDX {
 		kept.svhdx, kept.svhdxAsked = resp.Contexts[n-1].Data, bytes.Clone(a.svhdx)
 	}
@@ -162,7 +184,9 @@ func (r *request) persist(a *createArgs, o *open, kept *durable, resp *wire.Crea
 	if err != nil {
 		r.c.log.Error("an open cannot be made persistent", "path", o.currentRel(), "err", err)
 		r.c.srv.unrecord(o)
+		o.obj.mu.Lock()
 		o.durable = nil
+		o.obj.mu.Unlock()
 		return
 	}
 	resp.Contexts = slices.Insert(resp.Contexts, 0, kept.reply())
@@ -289,13 +313,19 @@ func (a *createArgs) contexts(d wire.Dialect) ntstatus.Status {
 			if len(c.Data) > 0 && a.kind != streamDisk {
 				return ntstatus.EAsNotSupported
 			}
-		case wire.CreateDurableConnect:
-			// Only persistent opens are durable. [MS-SMB2] 3.3.5.9.7
-			return ntstatus.ObjectNameNotFound
 		case wire.CreateDurableConnect2:
 			if d < wire.Dialect300 {
 				return ntstatus.ObjectNameNotFound
 			}
+		case wire.CreateLease:
+			if a.OplockLevel != wire.OplockLease {
+				continue
+			}
+			l, err := wire.ParseLeaseRequest(c.Data)
+			if err != nil || l.Version == 2 && d < wire.Dialect300 {
+				return ntstatus.InvalidParameter
+			}
+			a.lease = &l
 		case wire.CreateSVHDX:
 			if d >= wire.Dialect302 {
 				a.svhdx, a.hasSVHDX = c.Data, true
@@ -305,8 +335,35 @@ func (a *createArgs) contexts(d wire.Dialect) ntstatus.Status {
 	return ntstatus.Success
 }
 
-// openObject opens or makes the file, directory or disk.
+// openObject opens or makes the file, directory or disk. It waits for what others must give up for that.
 func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) ntstatus.Status {
+	if a.lease != nil {
+		o.leased, o.lease = true, leaseID{r.c.clientGUID, a.lease.Key}
+	}
+	for {
+		var c contention
+		st := r.openOnce(a, o, resp, &c)
+		if !c.waits() || o.obj != nil {
+			r.c.srv.settle(&c)
+			return st
+		}
+		// As it was before.
+		if o.fd >= 0 {
+			unix.Close(o.fd)
+		}
+		o.fd, o.path, o.dir, o.rel, o.granted, o.empties = -1, false, false, a.rel, 0, false
+		failed := st
+		if st := r.await(&c); st != ntstatus.Success {
+			if failed != ntstatus.Success && st != ntstatus.Cancelled {
+				return failed
+			}
+			return st
+		}
+	}
+}
+
+// openOnce is openObject without waiting. If c.waits, and the open has no object, nothing has been done, and it must be called again.
+func (r *request) openOnce(a *createArgs, o *open, resp *wire.CreateResponse, c *contention) ntstatus.Status {
 	sh := r.tree.share
 	s := sh.srv
 	if a.kind == streamDisk && (s.cfg.Disks == nil || r.c.dialect < wire.Dialect302 || !a.hasSVHDX) {
@@ -316,7 +373,7 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	unlock := sh.lockName(a.rel)
 	defer unlock()
 	if a.kind == streamDisk {
-		return r.openDisk(a, o, resp)
+		return r.openDisk(a, o, resp, c)
 	}
 	if a.hasSVHDX && s.cfg.Disks != nil {
 		if st := r.vhdmpCheck(a); st != ntstatus.Success {
@@ -326,6 +383,12 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	var m meta
 	fd, st := r.openExisting(a, o, &m)
 	action := wire.ActionOpened
+	if lst := r.leaseFits(o, fd, &m); lst != ntstatus.Success {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return lst
+	}
 	switch {
 	case st == ntstatus.Success:
 	case st == ntstatus.ObjectNameNotFound && (a.Disposition == wire.FileCreate || a.Disposition == wire.FileOpenIf ||
@@ -358,7 +421,7 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 		}
 	}
 	o.empties = action == wire.ActionOpened && a.overwrites()
-	if st := s.objects.join(m.key, o); st != ntstatus.Success {
+	if st := s.objects.join(m.key, o, c); st != ntstatus.Success || c.waits() {
 		return st
 	}
 	if st := o.hostLock(); st != ntstatus.Success {
@@ -378,6 +441,7 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 		o.obj.mu.Lock()
 		o.empties = false
 		o.obj.mu.Unlock()
+		s.wrote(o)
 	}
 	if a.Options&wire.OptDeleteOnClose != 0 {
 		o.obj.mu.Lock()
@@ -398,6 +462,7 @@ func (r *request) openObject(a *createArgs, o *open, resp *wire.CreateResponse) 
 	resp.Action = action
 	m.fillCreate(resp)
 	r.replyContexts(a, o, &m, resp)
+	r.grantOplock(a, o, resp)
 	return ntstatus.Success
 }
 
@@ -409,6 +474,67 @@ func (a *createArgs) identify(fd int) ntstatus.Status {
 	var err error
 	a.kept.file, err = identify(fd)
 	return statusOf(err)
+}
+
+// leaseFits says whether the lease key that a CREATE names is free for the file, which is fd, or does not exist if fd is -1.
+// [MS-SMB2] 3.3.5.9.8, 3.3.5.9.11
+func (r *request) leaseFits(o *open, fd int, m *meta) ntstatus.Status {
+	if !o.leased {
+		return ntstatus.Success
+	}
+	k := r.c.srv.leases.lookup(o.lease)
+	if k == nil || fd >= 0 && k.obj.key == m.key && k.obj.share == r.tree.share {
+		return ntstatus.Success
+	}
+	k.obj.mu.Lock()
+	defer k.obj.mu.Unlock()
+	if k.gone || k.removes {
+		return ntstatus.Success
+	}
+	return ntstatus.InvalidParameter
+}
+
+// grantOplock gives a new open what it may cache of what its client asks for. [MS-SMB2] 3.3.5.9, "Oplock Acquisition"
+func (r *request) grantOplock(a *createArgs, o *open, resp *wire.CreateResponse) {
+	want := stateOf(a.OplockLevel)
+	if a.lease != nil {
+		want = a.lease.State
+	}
+	if o.dir || o.path || want == 0 && a.lease == nil {
+		return
+	}
+	obj := o.obj
+	obj.mu.Lock()
+	k, breaking := obj.grant(o, want, a.lease)
+	if k == nil {
+		obj.mu.Unlock()
+		return
+	}
+	if k.via == nil || k.via.ctx.Err() != nil {
+		k.via, k.sealed = r.c, r.w.transform != nil
+	}
+	k.unsent++
+	k.removes = k.removes || a.Options&wire.OptDeleteOnClose != 0
+	k.reply(breaking, resp)
+	obj.mu.Unlock()
+	r.granted = append(r.granted, k)
+}
+
+// reply puts an oplock into the reply to a CREATE. object.mu is held. [MS-SMB2] 3.3.5.9, "Response Construction"; 2.2.14.2.10, 2.2.14.2.11
+func (k *oplock) reply(breaking bool, resp *wire.CreateResponse) {
+	if !k.isLease {
+		resp.OplockLevel = oplockLevel(k.rec.State)
+		return
+	}
+	l := wire.Lease{Version: int(k.rec.Version), Key: k.rec.ID.key, State: k.rec.State, Epoch: k.rec.Epoch}
+	if breaking {
+		l.Flags |= wire.LeaseBreakInProgress
+	}
+	if k.rec.HasParent {
+		l.Parent, l.Flags = k.rec.Parent, l.Flags|wire.LeaseParentKeySet
+	}
+	resp.OplockLevel = wire.OplockLease
+	resp.Contexts = append(resp.Contexts, wire.CreateContext{Name: wire.CreateLease, Data: l.Append(nil)})
 }
 
 func (a *createArgs) overwrites() bool {

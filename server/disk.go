@@ -29,7 +29,7 @@ func (r *request) vhdmpCheck(a *createArgs) ntstatus.Status {
 }
 
 // openDisk opens a shared virtual disk. The name is locked. [MS-SMB2] 3.3.5.9.14, [MS-RSVD] 3.2.5.1
-func (r *request) openDisk(a *createArgs, o *open, resp *wire.CreateResponse) ntstatus.Status {
+func (r *request) openDisk(a *createArgs, o *open, resp *wire.CreateResponse, c *contention) ntstatus.Status {
 	sh := r.tree.share
 	s := sh.srv
 	switch {
@@ -76,7 +76,7 @@ func (r *request) openDisk(a *createArgs, o *open, resp *wire.CreateResponse) nt
 		o.granted |= r.tree.access
 	}
 	o.isDisk = true
-	if st := s.objects.join(m.key, o); st != ntstatus.Success {
+	if st := s.objects.join(m.key, o, c); st != ntstatus.Success || c.waits() {
 		return st
 	}
 	disk, ctx, err := s.cfg.Disks.OpenDisk(r.c.ctx, path, a.svhdx, o.options, o.granted)

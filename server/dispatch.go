@@ -189,15 +189,3 @@ func (r *request) checkCharge(n uint32) bool {
 	charge := max(1, uint32(r.hdr.CreditCharge))
 	return n == 0 || (n-1)>>16 < charge
 }
-
-// oplockBreak refuses acknowledgements, as no oplock or lease is ever granted. [MS-SMB2] 3.3.5.22
-func (r *request) oplockBreak() ntstatus.Status {
-	req, err := wire.ParseOplockBreakAck(r.msg)
-	if err != nil {
-		return ntstatus.InvalidParameter
-	}
-	if st := r.findOpen(req.FileID); st != ntstatus.Success {
-		return st
-	}
-	return ntstatus.InvalidOplockProtocol
-}

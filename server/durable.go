@@ -20,17 +20,24 @@ const (
 // flagPersistent is SMB2_DHANDLE_FLAG_PERSISTENT. [MS-SMB2] 2.2.13.2.11
 const flagPersistent uint32 = 2
 
-// durable is what a persistent open has beyond others. The server grants neither oplocks nor leases, so no other opens survive their connection.
-// [MS-SMB2] 3.3.1.10
+// durableTimeout1 is how long a durable open of the first version waits for its client. [MS-SMB2] 3.3.5.9.6
+const durableTimeout1 = 120 * time.Second
+
+// durable is what an open has beyond others that can be found by its CreateGuid, and may survive its connection: always if it is persistent, otherwise as long as
+// its client holds a batch oplock or a lease that caches handles. [MS-SMB2] 3.3.1.10
 type durable struct {
-	createGUID wire.GUID
+	persistent bool
+	granted    bool      // it is durable, or persistent
+	version    int       // of the context that asked for it
+	createGUID wire.GUID // zero in version 1
 	owner      string
 	share      *share
-	name       string // of the file, as the client wrote it, folded
-	alias      string // another name, if it is not known which of both the client knows; "" if it is
-	access     uint32 // DesiredAccess
-	shared     uint32 // ShareAccess
-	options    uint32 // CreateOptions
+	name       string    // of the file, as the client wrote it, folded
+	alias      string    // another name, if it is not known which of both the client knows; "" if it is
+	access     uint32    // DesiredAccess
+	shared     uint32    // ShareAccess
+	options    uint32    // CreateOptions
+	client     wire.GUID // of the first CREATE
 	timeout    time.Duration
 	action     uint32 // CreateAction of the reply
 	svhdx      []byte // data of the reply's SVHDX context
@@ -62,21 +69,33 @@ type appInstance struct {
 // durables are the opens that are found by other than their file identifiers.
 type durables struct {
 	mu     sync.Mutex
-	byGUID map[wire.GUID]*durable
+	byGUID map[createKey]*durable
 	byID   map[uint64]*durable
 	apps   map[wire.GUID][]*open
 	closed bool
 	wg     sync.WaitGroup // opens whose time is over and that are being closed
 }
 
+// createKey is by what a CREATE that is sent again finds its open. Persistent ones are known by the CreateGuid alone. [MS-SMB2] 3.3.5.9
+type createKey struct{ create, client wire.GUID }
+
+func (e *durable) key() createKey {
+	if e.persistent {
+		return createKey{create: e.createGUID}
+	}
+	return createKey{e.createGUID, e.client}
+}
+
 func (t *durables) init() {
-	t.byGUID, t.byID, t.apps = map[wire.GUID]*durable{}, map[uint64]*durable{}, map[wire.GUID][]*open{}
+	t.byGUID, t.byID, t.apps = map[createKey]*durable{}, map[uint64]*durable{}, map[wire.GUID][]*open{}
 }
 
 // durableArgs are the create contexts of durable opens.
 type durableArgs struct {
 	request    bool // DH2Q
-	persistent bool // is asked for by it
+	request1   bool // DHnQ
+	connect1   bool // DHnC; reconnect is set too
+	persistent bool // is asked for by DH2Q
 	timeout    time.Duration
 	reconnect  bool // DH2C
 	fileID     uint64
@@ -87,16 +106,31 @@ type durableArgs struct {
 
 // durableContexts reads the create contexts of durable opens. [MS-SMB2] 2.2.13.2.11 to 2.2.13.2.15
 func (a *createArgs) durableContexts(d wire.Dialect) ntstatus.Status {
-	if d < wire.Dialect300 {
-		return ntstatus.Success
-	}
 	v := &a.durable
-	old, hasVersion := false, false
+	hasVersion := false
 	var high, low uint64
 	for _, c := range a.Contexts {
 		switch c.Name {
-		case wire.CreateDurableRequest, wire.CreateDurableConnect:
-			old = true
+		case wire.CreateDurableRequest:
+			if len(c.Data) != 16 {
+				return ntstatus.InvalidParameter
+			}
+			v.request1 = true
+			continue
+		case wire.CreateDurableConnect:
+			if len(c.Data) != 16 {
+				return ntstatus.InvalidParameter
+			}
+			v.connect1 = true
+			if !v.reconnect {
+				v.fileID = le.Uint64(c.Data)
+			}
+			continue
+		}
+		if d < wire.Dialect300 {
+			continue
+		}
+		switch c.Name {
 		case wire.CreateDurableRequest2:
 			if len(c.Data) != 32 {
 				return ntstatus.InvalidParameter
@@ -128,9 +162,10 @@ func (a *createArgs) durableContexts(d wire.Dialect) ntstatus.Status {
 	if v.app != nil && hasVersion {
 		v.app.hasVersion, v.app.high, v.app.low = true, high, low
 	}
-	if v.request && v.reconnect || (v.request || v.reconnect) && old {
+	if v.request && v.reconnect || (v.request || v.reconnect) && (v.request1 || v.connect1) {
 		return ntstatus.InvalidParameter
 	}
+	v.reconnect = v.reconnect || v.connect1
 	return ntstatus.Success
 }
 
@@ -149,33 +184,41 @@ func (r *request) persistence() bool {
 	return r.tree.share.cfg.CA && r.c.serverCaps&wire.CapPersistentHandles != 0
 }
 
-// beginDurable reserves the CreateGuid of a CREATE that asks for a persistent open. If the CREATE was done before, e is that open: attached to this session,
-// and again is true. [MS-SMB2] 3.3.5.9, "Create Context Validation"; 3.3.5.9.10
+// beginDurable reserves the CreateGuid of a CREATE that asks for a durable or persistent open. If the CREATE was done before, e is that open: attached to this
+// session, and again is true. [MS-SMB2] 3.3.5.9, "Create Context Validation"; 3.3.5.9.10
 func (r *request) beginDurable(a *createArgs) (e *durable, again bool, st ntstatus.Status) {
 	v := &a.durable
 	replay := r.hdr.Flags&wire.FlagReplayOperation != 0
 	t := &r.c.srv.durables
+	persistent := v.persistent && r.persistence()
 	t.mu.Lock()
-	e = t.byGUID[v.createGUID]
+	e = t.byGUID[createKey{v.createGUID, r.c.clientGUID}]
+	if p := t.byGUID[createKey{create: v.createGUID}]; e == nil && p != nil && (persistent || p.clientGUID == r.c.clientGUID) {
+		e = p
+	}
 	switch {
-	case e == nil:
+	case e == nil, !e.persistent && !e.creating && !e.replayable.Load():
 		timeout := v.timeout
 		if timeout == 0 {
 			timeout = defaultDurableTimeout
 		}
-		e = &durable{createGUID: v.createGUID, clientGUID: r.c.clientGUID, owner: r.sess.user, share: r.tree.share, name: foldName(a.Name), access: a.DesiredAccess,
-			shared: a.ShareAccess, options: a.Options, timeout: min(timeout, maxDurableTimeout), creating: true}
-		t.byGUID[v.createGUID] = e
+		e = r.newDurable(a, 2, min(timeout, maxDurableTimeout))
+		e.persistent, e.createGUID, e.creating = persistent, v.createGUID, true
+		t.byGUID[e.key()] = e
 		t.mu.Unlock()
 		return e, false, ntstatus.Success
 	case !replay:
 		st = ntstatus.DuplicateObjectID
 	case e.creating:
 		st = ntstatus.FileNotAvailable // the first one is still being worked on
-	case !strings.EqualFold(e.owner, r.sess.user):
+	case !strings.EqualFold(e.owner, r.sess.user), !a.sameLease(e.open):
 		st = ntstatus.AccessDenied
-	case e.share != r.tree.share, e.options != a.Options, e.access != a.DesiredAccess, e.shared != a.ShareAccess, e.name != foldName(a.Name):
+	case e.persistent && !v.persistent:
+		st = ntstatus.InvalidParameter
+	case e.persistent && (e.share != r.tree.share || e.options != a.Options || e.access != a.DesiredAccess || e.shared != a.ShareAccess || e.name != foldName(a.Name)):
 		st = ntstatus.ContextMismatch
+	case e.parked.Load() && !e.persistent:
+		st = ntstatus.DuplicateObjectID
 	case e.parked.Load():
 		e.take()
 		t.mu.Unlock()
@@ -196,6 +239,21 @@ func (r *request) beginDurable(a *createArgs) (e *durable, again bool, st ntstat
 	return e, true, st
 }
 
+// newDurable describes an open that a request asks for.
+func (r *request) newDurable(a *createArgs, version int, timeout time.Duration) *durable {
+	return &durable{version: version, clientGUID: r.c.clientGUID, client: r.c.clientGUID, owner: r.sess.user, share: r.tree.share, name: foldName(a.Name),
+		access: a.DesiredAccess, shared: a.ShareAccess, options: a.Options, timeout: timeout}
+}
+
+// sameLease says whether a CREATE that is sent again names the lease that the open holds.
+func (a *createArgs) sameLease(o *open) bool {
+	l, _ := a.leaseContext()
+	if l == nil {
+		return !o.leased
+	}
+	return o.leased && l.Key == o.lease.key
+}
+
 // take makes a parked open the caller's. durables.mu is held.
 func (e *durable) take() {
 	e.parked.Store(false)
@@ -211,8 +269,11 @@ func (t *durables) add(o *open) {
 	defer t.mu.Unlock()
 	if e := o.durable; e != nil {
 		e.creating, e.open = false, o
-		e.replayable.Store(true)
-		t.byID[o.id.Persistent] = e
+		// [MS-SMB2] 3.3.5.9.10
+		e.replayable.Store(e.version == 2 && (e.persistent || o.granted&(accessRead|accessWrite|accessDelete) != 0))
+		if e.granted {
+			t.byID[o.id.Persistent] = e
+		}
 	}
 	if o.app != nil {
 		t.apps[o.app.id] = append(t.apps[o.app.id], o)
@@ -248,8 +309,8 @@ func (t *durables) renamed(list []*durable, rel string) {
 
 // forget takes a persistent open out of the tables. mu is held.
 func (t *durables) forget(e *durable) {
-	if t.byGUID[e.createGUID] == e {
-		delete(t.byGUID, e.createGUID)
+	if k := e.key(); t.byGUID[k] == e {
+		delete(t.byGUID, k)
 	}
 	if e.open != nil && t.byID[e.open.id.Persistent] == e {
 		delete(t.byID, e.open.id.Persistent)
@@ -266,17 +327,23 @@ func (t *durables) abandon(e *durable) {
 	t.forget(e)
 }
 
-// park keeps a persistent open whose session has ended, and whose close the caller has begun. It returns false if the open must be closed.
+// park keeps a durable open whose session has ended, and whose close the caller has begun. It returns false if the open must be closed.
 // What the open was used for has ended when park returns. [MS-SMB2] 3.3.5.6, 3.3.7.1
 func (s *Server) park(o *open) bool {
 	e := o.durable
-	if e == nil {
+	if e == nil || !e.granted {
 		return false
 	}
 	o.waitIdle()
 	o.sess.cancelPending(o, ntstatus.NotifyCleanup)
 	s.notify.drop(o)
 	o.ending.Store(false)
+	// Under the object's lock, so that whoever breaks what its client holds sees either a client or an open that is parked.
+	o.obj.mu.Lock()
+	defer o.obj.mu.Unlock()
+	if k := o.oplock; !e.persistent && (k == nil || k.breaking || !k.keepsHandles()) {
+		return false
+	}
 	t := &s.durables
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -286,6 +353,9 @@ func (s *Server) park(o *open) bool {
 	s.parkLocked(e)
 	return true
 }
+
+// keepsHandles says whether the client may go on using a handle although it has closed it, or has been away. object.mu is held.
+func (k *oplock) keepsHandles() bool { return k.rec.State&cacheHandle != 0 }
 
 func (s *Server) parkLocked(e *durable) {
 	e.generation++
@@ -306,7 +376,7 @@ func (s *Server) expire(e *durable, generation int) {
 	t.wg.Add(1)
 	t.mu.Unlock()
 	defer t.wg.Done()
-	s.log.Info("persistent open closed: its client has not come back", "path", e.open.currentRel(), "after", e.timeout)
+	s.log.Info("durable open closed: its client has not come back", "path", e.open.currentRel(), "after", e.timeout)
 	e.open.finishClose()
 }
 
@@ -324,7 +394,7 @@ func (s *Server) closeParked() {
 	}
 	t.mu.Unlock()
 	for _, o := range list {
-		if s.db != nil {
+		if s.db != nil && o.durable.persistent {
 			o.suspend()
 		} else {
 			o.finishClose()
@@ -338,6 +408,7 @@ func (s *Server) closeParked() {
 func (r *request) attach(e *durable) ntstatus.Status {
 	s, sn, o := r.c.srv, r.sess, e.open
 	volatile := s.newID()<<8 | 0x5A
+	o.obj.mu.Lock() // breaks ask whose open it is
 	sn.mu.Lock()
 	st := ntstatus.Success
 	if sn.state.Load() == sessionGone {
@@ -354,6 +425,7 @@ func (r *request) attach(e *durable) ntstatus.Status {
 		o.refs.Add(-closing) // the open can be used again
 	}
 	sn.mu.Unlock()
+	o.obj.mu.Unlock()
 	t := &s.durables
 	t.mu.Lock()
 	moved := e.clientGUID != r.c.clientGUID
@@ -378,40 +450,80 @@ func (r *request) attach(e *durable) ntstatus.Status {
 	return st
 }
 
-// reconnect handles CREATE with DH2C. [MS-SMB2] 3.3.5.9.12
+// reconnect handles CREATE with DHnC or DH2C. [MS-SMB2] 3.3.5.9.7, 3.3.5.9.12
 func (r *request) reconnect(a *createArgs) ntstatus.Status {
 	v := &a.durable
 	t := &r.c.srv.durables
 	t.mu.Lock()
 	e := t.byID[v.fileID]
 	if e == nil && v.flags&flagPersistent != 0 && r.persistence() {
-		e = t.byGUID[v.createGUID]
+		e = t.byGUID[createKey{create: v.createGUID}]
 	}
-	st := ntstatus.Success
-	switch {
-	case e == nil, e.createGUID != v.createGUID, e.share != r.tree.share, e.clientGUID != r.c.clientGUID, v.flags&flagPersistent == 0, !e.parked.Load(), a.leased():
-		st = ntstatus.ObjectNameNotFound
-	case e.name != foldName(a.Name) && (e.alias == "" || e.alias != foldName(a.Name)):
-		st = ntstatus.InvalidParameter
-	case !strings.EqualFold(e.owner, r.sess.user):
-		st = ntstatus.AccessDenied
-	default:
+	t.mu.Unlock()
+	if e == nil {
+		return ntstatus.ObjectNameNotFound
+	}
+	// The object's lock, so that nobody breaks what the client holds in between.
+	obj := e.open.obj
+	obj.mu.Lock()
+	t.mu.Lock()
+	st := r.mayReconnect(a, e)
+	if st == ntstatus.Success {
 		e.take()
 	}
 	t.mu.Unlock()
+	obj.mu.Unlock()
 	if st == ntstatus.Success {
 		st = r.attach(e)
 	}
 	if st != ntstatus.Success {
 		return st
 	}
-	r.c.log.Info("persistent open is back", "path", e.open.currentRel(), "user", e.owner)
+	r.c.log.Info("durable open is back", "path", e.open.currentRel(), "user", e.owner)
 	return r.answerAgain(a, e, wire.ActionOpened)
 }
 
-// leased says whether the request wants a lease.
-func (a *createArgs) leased() bool {
-	return slices.ContainsFunc(a.Contexts, func(c wire.CreateContext) bool { return c.Name == wire.CreateLease })
+// mayReconnect says what speaks against giving a durable open to the request. object.mu and durables.mu are held.
+func (r *request) mayReconnect(a *createArgs, e *durable) ntstatus.Status {
+	v := &a.durable
+	o := e.open
+	lease, st := a.leaseContext()
+	if st != ntstatus.Success {
+		return st
+	}
+	switch k := o.oplock; {
+	case e.share != r.tree.share, !e.parked.Load(), !v.connect1 && e.createGUID != v.createGUID,
+		e.persistent && v.flags&flagPersistent == 0,
+		(e.persistent || o.leased) && e.clientGUID != r.c.clientGUID,
+		o.leased != (lease != nil),
+		lease != nil && (lease.Key != o.lease.key || k != nil && lease.Version != int(k.rec.Version)),
+		!e.persistent && (k == nil || !k.keepsHandles()):
+		return ntstatus.ObjectNameNotFound
+	case (e.persistent || o.leased && (k == nil || !k.removes)) && !e.isCalled(foldName(a.Name)), !e.persistent && v.flags&flagPersistent != 0:
+		return ntstatus.InvalidParameter
+	case !strings.EqualFold(e.owner, r.sess.user):
+		return ntstatus.AccessDenied
+	}
+	return ntstatus.Success
+}
+
+// isCalled says whether a client that knows the file by this name can mean the open. durables.mu is held.
+func (e *durable) isCalled(name string) bool {
+	return e.name == name || e.alias != "" && e.alias == name
+}
+
+// leaseContext is the request's lease context, nil if it has none.
+func (a *createArgs) leaseContext() (*wire.Lease, ntstatus.Status) {
+	for _, c := range a.Contexts {
+		if c.Name == wire.CreateLease {
+			l, err := wire.ParseLeaseRequest(c.Data)
+			if err != nil {
+				return nil, ntstatus.InvalidParameter
+			}
+			return &l, ntstatus.Success
+		}
+	}
+	return nil, ntstatus.Success
 }
 
 // answerAgain makes the reply of a CREATE from an open that there is already.
@@ -438,10 +550,18 @@ func (r *request) answerAgain(a *createArgs, e *durable, action uint32) ntstatus
 	if o.isDisk {
 		resp.EndOfFile = uint64(o.disk.Size())
 	}
-	if a.durable.request {
+	if a.durable.request && e.granted {
 		resp.Contexts = append(resp.Contexts, e.reply())
 	}
 	r.replyContexts(a, o, &m, resp)
+	o.obj.mu.Lock()
+	if k := o.oplock; k != nil {
+		k.via, k.sealed = r.c, r.w.transform != nil
+		k.unsent++
+		k.reply(k.breaking, resp)
+		r.granted = append(r.granted, k)
+	}
+	o.obj.mu.Unlock()
 	if a.hasSVHDX && e.svhdx != nil {
 		resp.Contexts = append(resp.Contexts, wire.CreateContext{Name: wire.CreateSVHDX, Data: e.svhdx})
 	}
@@ -449,11 +569,16 @@ func (r *request) answerAgain(a *createArgs, e *durable, action uint32) ntstatus
 	return ntstatus.Success
 }
 
-// reply is the SMB2_CREATE_DURABLE_HANDLE_RESPONSE_V2. [MS-SMB2] 2.2.14.2.12
+// reply is the SMB2_CREATE_DURABLE_HANDLE_RESPONSE of the version that was asked for. [MS-SMB2] 2.2.14.2.3, 2.2.14.2.12
 func (e *durable) reply() wire.CreateContext {
 	var b [8]byte
+	if e.version == 1 {
+		return wire.CreateContext{Name: wire.CreateDurableRequest, Data: b[:]}
+	}
 	le.PutUint32(b[:], uint32(e.timeout/time.Millisecond))
-	le.PutUint32(b[4:], flagPersistent)
+	if e.persistent {
+		le.PutUint32(b[4:], flagPersistent)
+	}
 	return wire.CreateContext{Name: wire.CreateDurableRequest2, Data: b[:]}
 }
 

@@ -77,7 +77,13 @@ func (p *peer) replay(req *wire.CreateRequest) (*wire.CreateResponse, ntstatus.S
 func (s *testServer) persistent() int {
 	s.durables.mu.Lock()
 	defer s.durables.mu.Unlock()
-	return len(s.durables.byID) + len(s.durables.byGUID)
+	n := len(s.durables.byID)
+	for _, e := range s.durables.byGUID {
+		if e.persistent {
+			n++
+		}
+	}
+	return n
 }
 
 // TestPersistentOpen loses the connection of a persistent open and gets it back. [MS-SMB2] 3.3.5.9.10, 3.3.5.9.12, 3.3.7.1

@@ -146,8 +146,12 @@ func (r *request) write() ntstatus.Status {
 		if err := o.disk.Write(r.c.ctx, data, int64(req.Offset), durable); err != nil {
 			return statusOf(err)
 		}
-	} else if st := r.writeFile(o, data, req.Offset, appends, durable); st != ntstatus.Success {
-		return st
+	} else {
+		st := r.writeFile(o, data, req.Offset, appends, durable)
+		r.c.srv.wrote(o) // a part may have been written even if it failed
+		if st != ntstatus.Success {
+			return st
+		}
 	}
 	resp := wire.WriteResponse{Count: req.Length}
 	r.setBody(resp.Append(r.body()))

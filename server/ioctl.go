@@ -293,7 +293,9 @@ func (r *request) zeroData(o *open, req *wire.IoctlRequest) ntstatus.Status {
 		if m.attr&fscc.AttrSparse == 0 {
 			how = zero // a file that is not sparse keeps its space
 		}
-		if st := how(o.fd, z.FileOffset, n); st != ntstatus.Success {
+		st := how(o.fd, z.FileOffset, n)
+		r.c.srv.wrote(o)
+		if st != ntstatus.Success {
 			return st
 		}
 		if st := o.settle(); st != ntstatus.Success {
@@ -425,7 +427,9 @@ func (r *request) trim(o *open, req *wire.IoctlRequest) ntstatus.Status {
 			return ntstatus.FileLockConflict
 		}
 		if t.Length > 0 {
-			if st := punch(o.fd, t.Offset, t.Length); st != ntstatus.Success {
+			st := punch(o.fd, t.Offset, t.Length)
+			r.c.srv.wrote(o)
+			if st != ntstatus.Success {
 				return st
 			}
 		}

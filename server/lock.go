@@ -320,7 +320,9 @@ func (r *request) lockAll(o *open, elems []wire.LockElement, seq uint32) ntstatu
 		return ntstatus.AccessDenied
 	}
 	obj := o.obj
+	var c contention
 	obj.mu.Lock()
+	obj.contend(o, opWrite, &c)
 	st := ntstatus.Success
 	done := 0
 	for i := range elems {
@@ -354,6 +356,7 @@ func (r *request) lockAll(o *open, elems []wire.LockElement, seq uint32) ntstatu
 	}
 	obj.locked.Store(!obj.locks.empty())
 	obj.mu.Unlock()
+	r.c.srv.settle(&c)
 	for _, w := range woken {
 		w.granted()
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -62,8 +63,24 @@ func emptyDir(fd int) (bool, error) {
 	}
 }
 
-// rename gives the open file another name. replace allows that the target exists, posix that it is open. [MS-FSA] 2.1.5.15.11
+// rename gives the open file another name. replace allows that the target exists, posix that it is open. Clients that keep what they have closed open in
+// case it is wanted again are asked to let go first. [MS-FSA] 2.1.5.15.11
 func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.Status {
+	if st := r.contend(o, opRename); st != ntstatus.Success {
+		return st
+	}
+	for {
+		var c contention
+		st := r.renameOnce(o, target, replace, posix, &c)
+		again := c.waits()
+		if wst := r.await(&c); !again || wst != ntstatus.Success {
+			return st
+		}
+	}
+}
+
+// renameOnce is rename without waiting. If c.waits, nothing has been done.
+func (r *request) renameOnce(o *open, target string, replace, posix bool, c *contention) ntstatus.Status {
 	sh := r.tree.share
 	to, st := r.targetName(target)
 	if st != ntstatus.Success {
@@ -100,7 +117,7 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 	if o.dir && strings.HasPrefix(real+"/", from+"/") && !sameEntry {
 		return ntstatus.AccessDenied // into itself
 	}
-	if o.dir && r.c.srv.objects.openBelow(sh, from) {
+	if o.dir && r.c.srv.objects.openBelow(o, sh, from, c) {
 		return ntstatus.AccessDenied
 	}
 	for _, p := range []string{from, real} {
@@ -109,7 +126,7 @@ func (r *request) rename(o *open, target string, replace, posix bool) ntstatus.S
 		}
 	}
 	if exists && !sameEntry {
-		if st := r.replaceTarget(o, real, replace, posix); st != ntstatus.Success {
+		if st := r.replaceTarget(o, real, replace, posix, c); st != ntstatus.Success {
 			return st
 		}
 	}
@@ -223,7 +240,7 @@ func (r *request) targetName(target string) (string, ntstatus.Status) {
 }
 
 // replaceTarget says whether the existing entry real may be replaced.
-func (r *request) replaceTarget(o *open, real string, replace, posix bool) ntstatus.Status {
+func (r *request) replaceTarget(o *open, real string, replace, posix bool, c *contention) ntstatus.Status {
 	sh := r.tree.share
 	if !replace {
 		return ntstatus.ObjectNameCollision
@@ -247,6 +264,7 @@ func (r *request) replaceTarget(o *open, real string, replace, posix bool) ntsta
 	if obj := r.c.srv.objects.lookup(m.key); obj != nil && obj != o.obj && !posix {
 		obj.mu.Lock()
 		open := len(obj.opens) > 0
+		obj.contend(o, opDelete, c)
 		obj.mu.Unlock()
 		if open {
 			return ntstatus.AccessDenied
@@ -293,6 +311,21 @@ func (sh *share) renameEntry(from, to string, key fileKey, exclusive bool) ntsta
 
 // link makes a hard link to the open file. [MS-FSA] 2.1.5.15.6
 func (r *request) link(o *open, target string, replace bool) ntstatus.Status {
+	if st := r.contend(o, opRename); st != ntstatus.Success {
+		return st
+	}
+	for {
+		var c contention
+		st := r.linkOnce(o, target, replace, &c)
+		again := c.waits()
+		if wst := r.await(&c); !again || wst != ntstatus.Success {
+			return st
+		}
+	}
+}
+
+// linkOnce is link without waiting. If c.waits, nothing has been done.
+func (r *request) linkOnce(o *open, target string, replace bool, c *contention) ntstatus.Status {
 	sh := r.tree.share
 	to, st := r.targetName(target)
 	if st != ntstatus.Success {
@@ -316,7 +349,7 @@ func (r *request) link(o *open, target string, replace bool) ntstatus.Status {
 	}
 	defer unix.Close(fd)
 	if exists {
-		if st := r.replaceTarget(o, real, replace, false); st != ntstatus.Success {
+		if st := r.replaceTarget(o, real, replace, false, c); st != ntstatus.Success {
 			return st
 		}
 		if err := unix.Unlinkat(fd, base, 0); err != nil {
@@ -330,19 +363,18 @@ func (r *request) link(o *open, target string, replace bool) ntstatus.Status {
 	return ntstatus.Success
 }
 
-// openBelow says whether anything below the directory rel is open.
-func (t *objectTable) openBelow(sh *share, rel string) bool {
+// openBelow says whether anything below the directory rel is open. Who only keeps something open is asked to close it.
+func (t *objectTable) openBelow(o *open, sh *share, rel string, c *contention) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	found := false
 	for _, obj := range t.m {
 		obj.mu.Lock()
-		for _, e := range obj.opens {
-			if e.tree.share == sh && strings.HasPrefix(e.rel, rel+"/") {
-				obj.mu.Unlock()
-				return true
-			}
+		if slices.ContainsFunc(obj.opens, func(e *open) bool { return e.tree.share == sh && strings.HasPrefix(e.rel, rel+"/") }) {
+			found = true
+			obj.contend(o, opDelete, c)
 		}
 		obj.mu.Unlock()
 	}
-	return false
+	return found
 }

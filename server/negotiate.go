@@ -98,6 +98,7 @@ func (r *request) negotiate() (ntstatus.Status, error) {
 	} else {
 		c.signingAlg = wire.SigningHMACSHA256
 	}
+	resp.Capabilities |= wire.CapLeasing
 	if best >= wire.Dialect300 && req.Capabilities&wire.CapMultiChannel != 0 {
 		resp.Capabilities |= wire.CapMultiChannel
 	}

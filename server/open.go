@@ -31,6 +31,10 @@ type open struct {
 	nextRel       string // the one that it is about to get, "" if none; under obj.mu
 	deleteOnClose bool   // under obj.mu
 
+	leased bool    // the client named a lease
+	lease  leaseID // which one; constant
+	oplock *oplock // what the open is a holder of; under obj.mu
+
 	durable *durable     // nil if the open does not survive its connection
 	app     *appInstance // nil if the client named none
 	share0  *share       // constant, unlike tree
@@ -147,6 +151,8 @@ type object struct {
 	locks         lockTable
 	locked        atomic.Bool // there are byte-range locks
 	syncer        syncer
+	oplocks       []*oplock
+	readers       atomic.Int32 // oplocks whose holders cache what they have read
 }
 
 // objectTable is all files that are open.
@@ -164,8 +170,9 @@ func (t *objectTable) lookup(key fileKey) *object {
 	return t.m[key]
 }
 
-// join adds an open to its object, if share modes allow. [MS-FSA] 2.1.5.1.2.1, 2.1.4.12
-func (t *objectTable) join(key fileKey, o *open) ntstatus.Status {
+// join adds an open to its object, if share modes allow. If c.waits, others have to give something up before it can be tried again.
+// [MS-FSA] 2.1.5.1.2.1, 2.1.4.12
+func (t *objectTable) join(key fileKey, o *open, c *contention) ntstatus.Status {
 	t.mu.Lock()
 	obj := t.m[key]
 	if obj == nil {
@@ -178,14 +185,8 @@ func (t *objectTable) join(key fileKey, o *open) ntstatus.Status {
 	if obj.deletePending && !o.restoring {
 		return ntstatus.DeletePending
 	}
-	for _, e := range obj.opens {
-		if e.durable != nil && e.durable.parked.Load() && !(e.isDisk && o.isDisk) && !o.restoring {
-			// Its client may come back. Shared disks do not exclude each other; what fences there is the reservation. [MS-SMB2] 3.3.5.9
-			return ntstatus.FileNotAvailable
-		}
-		if conflict(e, o) {
-			return ntstatus.SharingViolation
-		}
+	if st := obj.contendOpen(o, c); st != ntstatus.Success || c.waits() {
+		return st
 	}
 	o.obj = obj
 	obj.opens = append(obj.opens, o)
@@ -252,11 +253,14 @@ func (obj *object) leave(o *open) {
 			break
 		}
 	}
+	var c contention
 	if o.deleteOnClose && !o.suspended {
 		obj.deletePending = true
+		obj.contend(o, opDelete, &c)
 	}
 	woken := obj.locks.dropOwner(o)
 	obj.locked.Store(!obj.locks.empty())
+	obj.leaveOplock(o, &c)
 	last := len(obj.opens) == 0
 	remove := obj.deletePending && (last || obj.posixDelete) && !o.suspended
 	obj.mu.Unlock()
@@ -281,6 +285,7 @@ func (obj *object) leave(o *open) {
 	for _, w := range woken {
 		w.granted()
 	}
+	sh.srv.settle(&c)
 }
 
 // deleter says whether this close is the one that deletes: the last one, or with POSIX semantics that of the open that asked for it.

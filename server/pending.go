@@ -142,7 +142,7 @@ func (c *conn) receiveCancel(w *work, h *wire.Header) error {
 		op = c.pending[h.AsyncID]
 		for r := c.running.next; r != &c.running; r = r.next {
 			if r.asyncID == h.AsyncID {
-				r.cancelled = true
+				r.cancel()
 			}
 		}
 	} else {
@@ -153,7 +153,7 @@ func (c *conn) receiveCancel(w *work, h *wire.Header) error {
 		}
 		for r := c.running.next; r != &c.running; r = r.next {
 			if r.firstID == h.MessageID {
-				r.cancelled = true
+				r.cancel()
 			}
 		}
 	}
@@ -162,6 +162,14 @@ func (c *conn) receiveCancel(w *work, h *wire.Header) error {
 		op.cancel(ntstatus.Cancelled)
 	}
 	return nil
+}
+
+// cancel notes that the client does not want the request any more. conn.mu is held.
+func (r *request) cancel() {
+	if r.wake != nil && !r.cancelled {
+		close(r.wake)
+	}
+	r.cancelled = true
 }
 
 // cancelPendingOf ends the pending operations of a session, or of one of its opens.

@@ -152,7 +152,7 @@ func decodeRecord(b []byte) (r *openRecord, err error) {
 // keep writes a persistent open to the database, as it is now. It returns when that is durable. No lock may be held.
 func (s *Server) keep(o *open) error {
 	e := o.durable
-	if e == nil || s.db == nil {
+	if e == nil || !e.persistent || s.db == nil {
 		return nil
 	}
 	e.recording.Lock()
@@ -202,7 +202,7 @@ func (s *Server) settled() {
 // unrecord removes an open from the database; settled waits for it.
 func (s *Server) unrecord(o *open) {
 	e := o.durable
-	if e == nil || s.db == nil {
+	if e == nil || !e.persistent || s.db == nil {
 		return
 	}
 	e.recording.Lock()

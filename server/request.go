@@ -65,9 +65,11 @@ type request struct {
 	mustSign bool // the reply is signed even if the request was not
 	keepBody bool // the body is sent with a status that is not success
 	op       *pendingOp
-	file     *open // acquired; released when the request ends
-	counted  bool  // in file.sequence, with the ChannelSequence of hdr
-	early    *open // acquired on arrival, so that a CLOSE that comes after the request cannot overtake it
+	file     *open         // acquired; released when the request ends
+	counted  bool          // in file.sequence, with the ChannelSequence of hdr
+	granted  []*oplock     // that the replies of the message tell the client of
+	wake     chan struct{} // closed by CANCEL, if the request waits for another client; under conn.mu
+	early    *open         // acquired on arrival, so that a CLOSE that comes after the request cannot overtake it
 
 	// Of the connection's ring, under conn.mu.
 	next, prev *request
@@ -185,6 +187,13 @@ func (w *work) run() error {
 	interim, asyncID := r.interim, r.asyncID
 	c.forget(r)
 	c.mu.Unlock()
+	if granted := r.granted; granted != nil {
+		defer func() {
+			for _, k := range granted {
+				k.announce()
+			}
+		}()
+	}
 	if failed != nil {
 		w.free()
 		return failed

@@ -90,7 +90,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (e
 	case s.opens.Load() >= int64(s.lim.MaxOpens):
 		return errors.New("there are too many")
 	}
-	e := &durable{createGUID: wire.GUID(r.CreateGUID), clientGUID: wire.GUID(r.ClientGUID), owner: r.Owner, share: sh, name: r.Name, access: r.Desired, shared: r.ShareMode,
+	e := &durable{persistent: true, granted: true, version: 2, client: wire.GUID(r.ClientGUID), createGUID: wire.GUID(r.CreateGUID), clientGUID: wire.GUID(r.ClientGUID), owner: r.Owner, share: sh, name: r.Name, access: r.Desired, shared: r.ShareMode,
 		options: r.Options, timeout: time.Duration(r.Timeout) * time.Millisecond, action: r.Action, svhdx: r.SVHDX, svhdxAsked: r.SVHDXAsked, file: r.File}
 	o := &open{id: wire.FileID{Persistent: r.ID}, sess: s.nobody(), tree: &tree{share: sh, access: accessAll}, fd: -1, path: r.PathOnly, granted: r.Granted, share: r.ShareMode,
 		options: r.Options | wire.OptWriteThrough, rel: path, share0: sh, durable: e, isDisk: r.Disk, drained: make(chan struct{}, 1), restoring: true}
@@ -99,7 +99,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (e
 	if a := r.App; a != nil {
 		o.app = &appInstance{id: wire.GUID(a.ID), hasVersion: a.HasVersion, high: a.High, low: a.Low, clientGUID: e.clientGUID}
 	}
-	if s.durables.byGUID[e.createGUID] != nil {
+	if s.durables.byGUID[e.key()] != nil {
 		return errors.New("there is another one with its CreateGuid")
 	}
 	flags := unix.O_RDONLY
@@ -133,7 +133,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (e
 	if !m.isReg() || !r.File.is(now) {
 		return errors.New("another file has its name")
 	}
-	if st := s.objects.join(m.key, o); st != ntstatus.Success {
+	if st := s.objects.join(m.key, o, &contention{}); st != ntstatus.Success {
 		return st
 	}
 	if o.isDisk {
@@ -175,7 +175,7 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (e
 	t.add(o)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.byGUID[e.createGUID] = e
+	t.byGUID[e.key()] = e
 	if r.NextPath != "" && !r.Disk {
 		// Nobody was told how the renaming ended, so the client may ask by either name.
 		e.name, e.alias = foldName(wireName(r.Path)), foldName(wireName(r.NextPath))

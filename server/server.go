@@ -33,6 +33,7 @@ type Server struct {
 	state    *State           // nil if there is none
 	db       *journal.Journal // of persistent opens; nil if there is none
 	epoch    uint64           // of db
+	leases   leases
 
 	memory memoryLimit // requests and replies of all connections
 
@@ -98,6 +99,7 @@ func New(cfg Config) (*Server, error) {
 	s.objects.init()
 	s.notify.init()
 	s.durables.init()
+	s.leases.init()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for _, sh := range cfg.Shares {
 		v, err := newShare(s, sh)

@@ -33,6 +33,7 @@ type session struct {
 	// Of the connection that began it; others must agree with it. Constant.
 	dialect    wire.Dialect
 	cipher     wire.Cipher
+	signingAlg wire.SigningAlgorithm
 	clientGUID wire.GUID
 
 	// Set before state becomes sessionValid, then constant.
@@ -52,6 +53,7 @@ type session struct {
 	creates  int           // CREATEs that are being worked on; under mu
 	lastDone chan struct{} // closed with the last of them, if the session has ended; under mu
 
+	gone    chan struct{} // closed when the session begins to end
 	dropped chan struct{} // closed when all of a session that has ended is closed or parked
 }
 
@@ -274,7 +276,7 @@ func (s *Server) newAcceptor() auth.Acceptor {
 // newSession adds a session that is not authenticated yet, or returns nil if there are too many.
 func (c *conn) newSession() *channel {
 	s := c.srv
-	sn := &session{srv: s, dialect: c.dialect, cipher: c.cipher, clientGUID: c.clientGUID, trees: map[uint32]*tree{}, opens: map[uint64]*open{}, dropped: make(chan struct{})}
+	sn := &session{srv: s, dialect: c.dialect, cipher: c.cipher, signingAlg: c.signingAlg, clientGUID: c.clientGUID, trees: map[uint32]*tree{}, opens: map[uint64]*open{}, gone: make(chan struct{}), dropped: make(chan struct{})}
 	ch := &channel{sn: sn, c: c}
 	sn.channels = []*channel{ch}
 	s.mu.Lock()
@@ -316,6 +318,7 @@ func (s *Server) dropSession(sn *session) {
 	if before == sessionGone {
 		return
 	}
+	close(sn.gone)
 	for _, ch := range list {
 		c := ch.c
 		c.mu.Lock()

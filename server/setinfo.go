@@ -248,6 +248,7 @@ func (r *request) setSize(o *open, class uint8, b []byte) ntstatus.Status {
 	if err := unix.Fstat(o.fd, &st); err != nil {
 		return statusOf(err)
 	}
+	defer r.c.srv.wrote(o)
 	size := int64(v)
 	switch class {
 	case fscc.FileValidDataLengthInformation:
@@ -308,6 +309,9 @@ func (r *request) setDelete(o *open, remove, posix, ignoreReadonly bool) ntstatu
 			if !empty {
 				return ntstatus.DirectoryNotEmpty
 			}
+		}
+		if st := r.contend(o, opDelete); st != ntstatus.Success {
+			return st
 		}
 	}
 	if !o.obj.setDelete(o, remove, posix) {

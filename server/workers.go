@@ -23,6 +23,7 @@ type workers struct {
 	queue   []*work // ring
 	head, n int
 	total   int // goroutines
+	blocked int // of them wait for another client, and do not count
 	idle    int // waiting in cond
 	waking  bool
 	closed  bool
@@ -70,12 +71,30 @@ func (p *workers) wake() {
 	if p.idle > 0 {
 		p.waking = true
 		p.cond.Signal()
-	} else if p.total < p.max {
+	} else if p.total-p.blocked < p.max {
 		p.waking = true
 		p.total++
 		p.wg.Add(1)
 		go p.work()
 	}
+}
+
+// block tells that the calling worker is going to wait for another client; unblock ends that. There may be up to most such.
+func (p *workers) block(most int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blocked >= most {
+		return false
+	}
+	p.blocked++
+	p.wake()
+	return true
+}
+
+func (p *workers) unblock() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.blocked--
 }
 
 func (p *workers) work() {

@@ -134,6 +134,7 @@ const (
 	NotAReparsePoint                 Status = 0xC0000275
 	ObjectIDNotFound                 Status = 0xC00002F0
 	NetworkSessionExpired            Status = 0xC000035C
+	RequestOutOfSequence             Status = 0xC000042A
 	DowngradeDetected                Status = 0xC0000388
 	InvalidToken                     Status = 0xC0000465
 	ServerUnavailable                Status = 0xC0000466
@@ -297,6 +298,7 @@ var names = map[Status]string{
 	NotAReparsePoint:                         "STATUS_NOT_A_REPARSE_POINT",
 	ObjectIDNotFound:                         "STATUS_OBJECTID_NOT_FOUND",
 	NetworkSessionExpired:                    "STATUS_NETWORK_SESSION_EXPIRED",
+	RequestOutOfSequence:                     "STATUS_REQUEST_OUT_OF_SEQUENCE",
 	DowngradeDetected:                        "STATUS_DOWNGRADE_DETECTED",
 	InvalidToken:                             "STATUS_INVALID_TOKEN",
 	ServerUnavailable:                        "STATUS_SERVER_UNAVAILABLE",

@@ -17,7 +17,7 @@ import (
 )
 
 // suites are the parts of smbtorture that are run: those that say something about a server without oplocks, leases, streams and access control lists.
-var suites = []string{"smb2.connect", "smb2.read", "smb2.rw", "smb2.create", "smb2.ioctl", "smb2.credits", "smb2.dir", "smb2.getinfo", "smb2.setinfo",
+var suites = []string{"smb2.lease", "smb2.oplock", "smb2.connect", "smb2.read", "smb2.rw", "smb2.create", "smb2.ioctl", "smb2.credits", "smb2.dir", "smb2.getinfo", "smb2.setinfo",
 	"smb2.rename", "smb2.compound", "smb2.compound_async", "smb2.lock", "smb2.sharemode", "smb2.mkdir", "smb2.openattr", "smb2.winattr",
 	"smb2.session", "smb2.multichannel", "smb2.durable-v2-open", "smb2.replay"}
 
