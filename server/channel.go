@@ -43,14 +43,14 @@ func (r *request) findBinding() (*channel, ntstatus.Status) {
 		r.sess, r.signer = sn, sn.signer
 	}
 	switch {
-	case c.signingAlg == wire.SigningAESGMAC && sn.signingAlg != wire.SigningAESGMAC:
-		return nil, ntstatus.NotSupported // as Windows says it
-	case c.signingAlg != wire.SigningAESGMAC && sn.signingAlg == wire.SigningAESGMAC:
-		return nil, ntstatus.RequestOutOfSequence
 	case c.dialect != sn.dialect, r.hdr.Flags&wire.FlagSigned == 0:
 		return nil, ntstatus.InvalidParameter
 	case c.clientGUID != sn.clientGUID:
 		return nil, ntstatus.UserSessionDeleted
+	case c.signingAlg == wire.SigningAESGMAC && sn.signingAlg != wire.SigningAESGMAC:
+		return nil, ntstatus.NotSupported // as Windows says it
+	case c.signingAlg != wire.SigningAESGMAC && sn.signingAlg == wire.SigningAESGMAC:
+		return nil, ntstatus.RequestOutOfSequence
 	}
 	switch sn.state.Load() {
 	case sessionInProgress:
