@@ -504,8 +504,12 @@ func (r *request) grantOplock(a *createArgs, o *open, resp *wire.CreateResponse)
 		return
 	}
 	obj := o.obj
+	obj.host.mu.Lock()
+	possible := obj.host.cacheable(o.fd, validState(want))
 	obj.mu.Lock()
-	k, breaking := obj.grant(o, want, a.lease)
+	defer obj.hostUnlock() // what is not granted after all
+	defer obj.host.mu.Unlock()
+	k, breaking := obj.grant(o, want, possible, a.lease)
 	if k == nil {
 		obj.mu.Unlock()
 		return

@@ -153,6 +153,7 @@ type object struct {
 	syncer        syncer
 	oplocks       []*oplock
 	readers       atomic.Int32 // oplocks whose holders cache what they have read
+	host          hostLocks
 }
 
 // objectTable is all files that are open.
@@ -275,12 +276,17 @@ func (obj *object) leave(o *open) {
 		t := obj.table
 		t.mu.Lock()
 		obj.mu.Lock()
-		if len(obj.opens) == 0 && t.m[obj.key] == obj {
+		over := len(obj.opens) == 0 && t.m[obj.key] == obj
+		if over {
 			delete(t.m, obj.key)
 		}
 		obj.mu.Unlock()
 		t.mu.Unlock()
+		if over {
+			obj.host.close()
+		}
 	}
+	obj.hostUnlock()
 	unlock()
 	for _, w := range woken {
 		w.granted()

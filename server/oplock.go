@@ -72,6 +72,7 @@ type breakNote struct {
 type contention struct {
 	notes []*breakNote
 	purge []*open
+	freed []*object // other programs may do more with them
 	done  []<-chan struct{}
 }
 
@@ -201,6 +202,7 @@ func (k *oplock) begin(left uint32, c *contention) {
 	}
 	if k.rec.State == cacheRead {
 		k.rec.State = left
+		c.freed = append(c.freed, k.obj)
 		if !k.isLease {
 			k.end()
 		}
@@ -250,6 +252,7 @@ func (k *oplock) finish(state uint32, c *contention) {
 		k.timer = nil
 	}
 	k.breaking, k.rec.State = false, state
+	c.freed = append(c.freed, k.obj)
 	k.pending = slices.DeleteFunc(k.pending, func(n *breakNote) bool { return n.round != 0 })
 	switch wanted := validState(k.wanted & state); {
 	case k.gone:
@@ -423,8 +426,9 @@ func (obj *object) grantable(o *open, want uint32, lease bool) uint32 {
 	return want
 }
 
-// grant gives o what it can get of want. lease is nil for an oplock. brk says that the lease is being broken. obj.mu is held.
-func (obj *object) grant(o *open, want uint32, lease *wire.Lease) (k *oplock, brk bool) {
+// grant gives o what it can get of want, and of what the rest of this host leaves possible. lease is nil for an oplock. brk says that the lease is being
+// broken. obj.mu is held.
+func (obj *object) grant(o *open, want, possible uint32, lease *wire.Lease) (k *oplock, brk bool) {
 	for _, x := range obj.oplocks {
 		if lease == nil || !x.isLease || x.rec.ID != o.lease {
 			continue
@@ -436,14 +440,14 @@ func (obj *object) grant(o *open, want uint32, lease *wire.Lease) (k *oplock, br
 			return k, true
 		}
 		// All of it or nothing, and nothing that is held is given up for it.
-		if got := obj.grantable(o, want, true); got == want && got&k.rec.State == k.rec.State && got != k.rec.State {
+		if got := obj.grantable(o, want&possible, true); got == want && got&k.rec.State == k.rec.State && got != k.rec.State {
 			k.rec.State = got
 			k.rec.Epoch++
 		}
 		obj.countReaders()
 		return k, false
 	}
-	got := obj.grantable(o, want, lease != nil)
+	got := obj.grantable(o, want&possible, lease != nil)
 	if got == 0 && lease == nil {
 		return nil, false
 	}

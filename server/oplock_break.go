@@ -181,7 +181,10 @@ func (s *Server) purge(list []*open) {
 func (s *Server) settle(c *contention) {
 	s.sendNotes(c.notes)
 	s.purge(c.purge)
-	c.notes, c.purge = nil, nil
+	for _, obj := range c.freed {
+		obj.hostUnlock()
+	}
+	c.notes, c.purge, c.freed = nil, nil, nil
 }
 
 // await settles a contention and waits until its breaks are over. The caller holds neither locks nor names. [MS-SMB2] 3.3.4.2
