@@ -459,8 +459,9 @@ func (r *request) reconnect(a *createArgs) ntstatus.Status {
 	if e == nil && v.flags&flagPersistent != 0 && r.persistence() {
 		e = t.byGUID[createKey{create: v.createGUID}]
 	}
+	lost := e == nil || e.creating
 	t.mu.Unlock()
-	if e == nil {
+	if lost {
 		return ntstatus.ObjectNameNotFound
 	}
 	// The object's lock, so that nobody breaks what the client holds in between.

@@ -53,7 +53,9 @@ func (p *peer) leaseBreak(from, to uint32) {
 
 func (p *peer) ackLease(key byte, state uint32) ntstatus.Status {
 	p.t.Helper()
-	return p.ask(wire.CmdOplockBreak, func(b []byte) []byte { return wire.AppendLeaseBreakAck(b, wire.LeaseBreakAck{Key: wire.GUID{key}, State: state}) }).status()
+	return p.ask(wire.CmdOplockBreak, func(b []byte) []byte {
+		return wire.AppendLeaseBreakAck(b, wire.LeaseBreakAck{Key: wire.GUID{key}, State: state})
+	}).status()
 }
 
 // pending sends a CREATE that must wait: the interim reply comes.
@@ -151,7 +153,9 @@ func TestOplockBreaks(t *testing.T) {
 		}
 	}
 	ack := func(level uint8) ntstatus.Status {
-		return p.ask(wire.CmdOplockBreak, func(b []byte) []byte { return wire.AppendOplockBreakAck(b, wire.OplockBreak{OplockLevel: level, FileID: a}) }).status()
+		return p.ask(wire.CmdOplockBreak, func(b []byte) []byte {
+			return wire.AppendOplockBreakAck(b, wire.OplockBreak{OplockLevel: level, FileID: a})
+		}).status()
 	}
 	check(t, "acknowledgement of nothing", ack(wire.OplockNone), ntstatus.InvalidOplockProtocol)
 	look := openReq("a")
