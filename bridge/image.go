@@ -219,8 +219,13 @@ func checkCreate(loc Location, co CreateOptions) error {
 }
 
 func (r *Remote) create(ctx context.Context, vo vhdx.CreateOptions) error {
+	return r.createWith(ctx, vo.Overwrite, func(b vhdx.Backing) error { return vhdx.Create(ctx, b, vo) })
+}
+
+// createWith makes the file, unless it may be there already, and lets fill make an image of it.
+func (r *Remote) createWith(ctx context.Context, overwrite bool, fill func(vhdx.Backing) error) error {
 	disposition := wire.FileCreate
-	if vo.Overwrite {
+	if overwrite {
 		disposition = wire.FileOpenIf
 	}
 	f, err := r.tree().Open(ctx, r.loc.Path, client.OpenOptions{
@@ -230,13 +235,14 @@ func (r *Remote) create(ctx context.Context, vo vhdx.CreateOptions) error {
 	if err != nil {
 		return explainCreate(r.loc, err)
 	}
-	err = vhdx.Create(ctx, backing{f}, vo)
-	if err != nil && vo.Overwrite {
+	err = fill(backing{f})
+	if err != nil {
 		err = explainCreate(r.loc, err)
-	} else if err != nil {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		err = errors.Join(explainCreate(r.loc, err), f.SetDelete(clean, true))
-		cancel()
+		if !overwrite {
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			err = errors.Join(err, f.SetDelete(clean, true))
+			cancel()
+		}
 	}
 	return errors.Join(err, f.Close())
 }
@@ -265,7 +271,14 @@ func (r *Report) Lines() []string {
 		if f.Offset >= 0 {
 			at = fmt.Sprintf(" at offset %d", f.Offset)
 		}
-		out = append(out, fmt.Sprintf("%v: %s%s: %s", f.Severity, f.Structure, at, f.Message))
+		line := fmt.Sprintf("%v: %s%s: %s", f.Severity, f.Structure, at, f.Message)
+		switch {
+		case f.Repaired:
+			line += " (repaired)"
+		case f.Advice != "":
+			line += "; " + f.Advice
+		}
+		out = append(out, line)
 	}
 	if r.MoreFindings > 0 {
 		out = append(out, fmt.Sprintf("and %d more findings", r.MoreFindings))

@@ -232,7 +232,11 @@ func OpenFormat(ctx context.Context, loc Location, o Options, f Format) (*Disk, 
 	if f == FormatAuto {
 		f = formatOf(loc)
 	}
-	if f != FormatRaw {
+	switch f {
+	case FormatVHD:
+		return openVHD(ctx, loc, o)
+	case FormatRaw:
+	default:
 		return Open(ctx, loc, o)
 	}
 	if loc.Local {

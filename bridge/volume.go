@@ -183,7 +183,7 @@ func openInTree(ctx context.Context, loc Location, o Options, write, know bool) 
 		o.Attachment, o.InitiatorID = "", nil // a passer-by
 	}
 	o.Logger = slog.New(quieter{o.logger().Handler()})
-	d, err := Open(ctx, loc, o)
+	d, err := OpenFormat(ctx, loc, o, FormatAuto)
 	if err != nil {
 		return fusefs.Volume{}, &DiskError{Errno: folderErrno(err), Err: err}
 	}

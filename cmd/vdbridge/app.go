@@ -39,7 +39,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			attachCommand(), detachCommand(), statusCommand(), doctorCommand(), daemonCommand(),
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
-			copyCommand(), convertCommand(),
+			copyCommand(), convertCommand(), compactCommand(), resizeCommand(), mergeCommand(),
 			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {

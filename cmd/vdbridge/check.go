@@ -11,19 +11,25 @@ import (
 func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "check",
-		Usage:     "check the structure of a .vhdx, without changing it",
+		Usage:     "check the structure of a .vhdx, and repair it if asked",
 		ArgsUsage: "URL|FILE",
-		Description: `Exits with 0 if the image is sound and 6 if it is damaged.
+		Description: `Nothing is written unless --repair is given. Exits with 0 if the image is sound and 6 if it is damaged.
+A repair replays the log and puts right what can be put right without a doubt; what is lost stays lost.
 
   vdbridge check a.vhdx
+  vdbridge check a.vhdx --repair
   vdbridge check smb://me@server/disks/a.vhdx --json`,
-		Flags: append(connectionFlags(), jsonFlag),
+		Flags: append(connectionFlags(), &cli.BoolFlag{Name: "repair", Usage: "put right what can be put right without a doubt"}, jsonFlag),
 		Action: func(c *cli.Context) error {
 			loc, o, err := target(c, slog.LevelError)
 			if err != nil {
 				return err
 			}
-			r, err := bridge.Check(c.Context, loc, o)
+			check := bridge.Check
+			if c.Bool("repair") {
+				check = bridge.Repair
+			}
+			r, err := check(c.Context, loc, o)
 			if err != nil {
 				return err
 			}
