@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net"
 	"strings"
 	"testing"
@@ -227,4 +228,30 @@ func TestNetworkInterfaces(t *testing.T) {
 	}
 	_, st = p.ioctl(wire.RelatedFileID, wire.FsctlQueryNetworkInterfaceInfo, nil, 100)
 	check(t, "short buffer", st, ntstatus.BufferTooSmall)
+
+	// A second listener on the same port is one more way to the server; one on another port cannot be said.
+	_, port, _ := net.SplitHostPort(s.addr.String())
+	for _, addr := range []string{"127.0.0.3:" + port, "127.0.0.4:0"} {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(context.Background(), l) }()
+		t.Cleanup(func() {
+			l.Close()
+			<-done
+		})
+		until(t, "listening", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			_, ok := s.listeners[l]
+			return ok
+		})
+	}
+	out, st = p.ioctl(wire.RelatedFileID, wire.FsctlQueryNetworkInterfaceInfo, nil, 65536)
+	check(t, "query", st, ntstatus.Success)
+	if len(out) != 2*interfaceInfoSize || net.IP(out[interfaceInfoSize+28:][:4]).String() != "127.0.0.3" {
+		t.Errorf("%d bytes: % x", len(out), out)
+	}
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,15 +89,21 @@ func (c *conn) reachable() []networkAddr {
 			}
 		}
 	}
-	if len(out) == 0 || !out[0].ip.Equal(local.IP) {
-		// On no interface: an address of a network that is local as a whole, such as 127.0.0.2.
-		index := 1
-		for _, i := range ifs {
-			if i.Flags&net.FlagLoopback != 0 {
-				index = i.Index
-			}
+	// Addresses on no interface, of a network that is local as a whole, such as 127.0.0.2.
+	loopback := 1
+	for _, i := range ifs {
+		if i.Flags&net.FlagLoopback != 0 {
+			loopback = i.Index
 		}
-		out = append([]networkAddr{{local.IP, index, unknownSpeed}}, out...)
+	}
+	if len(out) == 0 || !out[0].ip.Equal(local.IP) {
+		out = append([]networkAddr{{local.IP, loopback, unknownSpeed}}, out...)
+	}
+	for _, ip := range named {
+		known := slices.ContainsFunc(out, func(a networkAddr) bool { return a.ip.Equal(ip) })
+		if !known && ip.IsLoopback() && local.IP.IsLoopback() && len(out) < maxInterfaces {
+			out = append(out, networkAddr{ip, loopback, unknownSpeed})
+		}
 	}
 	return out
 }

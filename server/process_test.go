@@ -522,3 +522,26 @@ func TestKilledUnderLoad(t *testing.T) {
 		s = l.mustStart(addr)
 	}
 }
+
+// TestSeveralAddresses has one server listen on two addresses, and its list of interfaces name both.
+func TestSeveralAddresses(t *testing.T) {
+	l := newPrograms(t)
+	_, port, _ := net.SplitHostPort(freeAddr(t))
+	a := l.mustStart("127.0.0.1:"+port, "--listen", "127.0.0.2:"+port)
+	if err := a.proc.WaitOutput(t.Context(), "ready smb://127.0.0.2:"+port+"/"+lab.Share+"\n"); err != nil {
+		t.Error(err)
+	}
+	for _, ip := range []string{"127.0.0.1", "127.0.0.2"} {
+		b := *a
+		b.testServer = &testServer{t: t, addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: a.addr.(*net.TCPAddr).Port}}
+		p := b.dialPeer(t)
+		p.negotiate(wire.Dialect311)
+		check(t, "logon", p.logon(lab.User, lab.Password), ntstatus.Success)
+		p.tree("IPC$")
+		out, st := p.ioctl(wire.RelatedFileID, wire.FsctlQueryNetworkInterfaceInfo, nil, 65536)
+		check(t, "query", st, ntstatus.Success)
+		if len(out) != 2*interfaceInfoSize || net.IP(out[28:][:4]).String() != ip {
+			t.Errorf("%d bytes, first % x", len(out), out[24:32])
+		}
+	}
+}
