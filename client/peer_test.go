@@ -42,12 +42,15 @@ type peer struct {
 	validate func(a *wire.ValidateNegotiateResponse) bool // changes the answer; false: none
 
 	file []byte // what READ reads
+	host *peer  // of whose session this is another channel
+	lone bool   // replies of a binding that should be signed are not
 
-	signer   *crypt.Signer
-	sealer   *crypt.Sealer
-	acceptor auth.Acceptor
-	preauth  crypt.Preauth
-	id       uint64
+	signer      *crypt.Signer
+	sealer      *crypt.Sealer
+	acceptor    auth.Acceptor
+	established bool
+	preauth     crypt.Preauth
+	id          uint64
 
 	wmu sync.Mutex // one message at a time
 
@@ -57,6 +60,9 @@ type peer struct {
 	commands []wire.Command  // in their order, without NEGOTIATE and SESSION_SETUP
 	closed   []wire.FileID
 	lastFile uint64
+	first    *crypt.Signer // of the session, for further channels
+	shared   *crypt.Sealer
+	setups   int // further ones that were done
 	joined   int // requests that came in a compound and were not the last
 }
 
@@ -68,12 +74,16 @@ type query struct {
 	signed bool
 }
 
+func testAcceptor() auth.Acceptor {
+	return auth.NewAcceptor(auth.AcceptNTLM(auth.AcceptorConfig{Users: auth.NewUsers(map[string]string{"user": "secret"}), AllowAnonymous: true}))
+}
+
 func newPeer(t *testing.T) *peer {
 	return &peer{
 		t: t, dialect: wire.Dialect311, mode: wire.NegotiateSigningEnabled, caps: wire.CapLargeMTU | wire.CapEncryption,
 		signing: wire.SigningAESGMAC, cipher: wire.CipherAES128GCM, maxIO: 1 << 20, file: testFile,
 		high: 1, used: map[uint64]bool{}, id: 0x1122334455667788,
-		acceptor: auth.NewAcceptor(auth.AcceptNTLM(auth.AcceptorConfig{Users: auth.NewUsers(map[string]string{"user": "secret"}), AllowAnonymous: true})),
+		acceptor: testAcceptor(),
 	}
 }
 
@@ -146,6 +156,12 @@ func (p *peer) serve() {
 // message handles one message from the client. False ends the connection.
 func (p *peer) message(b []byte) bool {
 	q := &query{msg: b}
+	if p.host != nil && p.signer == nil {
+		p.host.mu.Lock()
+		p.signer, p.sealer, p.id = p.host.first, p.host.shared, p.host.id
+		p.host.mu.Unlock()
+		p.first = p.signer
+	}
 	if binary.LittleEndian.Uint32(b) == wire.ProtocolSMB1 {
 		return p.handle != nil && p.handle(p, q)
 	}
@@ -400,6 +416,9 @@ func (p *peer) sessionSetup(q *query) bool {
 		return false
 	}
 	p.preauth.Update(q.msg)
+	if p.host != nil || p.established {
+		return p.anotherSetup(q, r)
+	}
 	token, done, err := p.acceptor.Token(slices.Clone(r.SecurityBuffer))
 	q.SessionID = p.id
 	if err != nil {
@@ -434,11 +453,57 @@ func (p *peer) sessionSetup(q *query) bool {
 			p.t.Error(err)
 		}
 	}
+	p.established = true
+	p.mu.Lock()
+	p.first, p.shared = p.signer, p.sealer
+	p.mu.Unlock()
 	q.signed = p.session&wire.SessionFlagIsGuest == 0
 	b := p.protect(q, p.build(q, ntstatus.Success, p.credits(q), 0, 0, body))
 	if p.setup != nil {
 		b = p.setup(q, b)
 	}
+	p.send(b)
+	return true
+}
+
+// anotherSetup is for a further channel of the host's session, or for a session that proves itself again.
+func (p *peer) anotherSetup(q *query, r *wire.SessionSetupRequest) bool {
+	again := p.established
+	if want := map[bool]uint8{false: wire.SessionFlagBinding}[again]; r.Flags != want || q.SessionID != p.id || r.PreviousSessionID != 0 || !q.signed && !q.sealed || q.sealed && !again {
+		p.t.Errorf("SESSION_SETUP %+v of session %#x, signed %v, sealed %v", r, q.SessionID, q.signed, q.sealed)
+	}
+	if again && p.acceptor.Identity() != (auth.Identity{}) {
+		p.acceptor = testAcceptor()
+	}
+	token, done, err := p.acceptor.Token(slices.Clone(r.SecurityBuffer))
+	if err != nil {
+		p.acceptor = testAcceptor()
+		p.reply(q, ntstatus.LogonFailure, nil)
+		return true
+	}
+	if p.lone {
+		q.signed = false
+	}
+	body := bodyOf((&wire.SessionSetupResponse{SecurityBuffer: token, SessionFlags: p.session}).Append)
+	if !done {
+		b := p.protect(q, p.build(q, ntstatus.MoreProcessingRequired, p.credits(q), 0, 0, body))
+		p.preauth.Update(b)
+		p.send(b)
+		return true
+	}
+	if !again {
+		if p.signer, err = crypt.NewSigner(p.signing, crypt.SigningKey(p.dialect, p.acceptor.SessionKey(), &p.preauth)); err != nil {
+			p.t.Error(err)
+		}
+		p.established = true
+	}
+	b := p.protect(q, p.build(q, ntstatus.Success, p.credits(q), 0, 0, body))
+	if p.setup != nil {
+		b = p.setup(q, b)
+	}
+	p.mu.Lock()
+	p.setups++
+	p.mu.Unlock()
 	p.send(b)
 	return true
 }

@@ -335,7 +335,7 @@ func (c *Conn) deliver(f *frame, h *wire.Header, msg []byte, opened bool) error 
 	c.mu.Lock()
 	r := c.table[h.MessageID]
 	if r == nil {
-		used := h.MessageID < c.w.next
+		used := h.MessageID < c.w.next && h.Command != wire.CmdCancel // to which some servers may reply, though they should not
 		c.mu.Unlock()
 		if used {
 			// Every request stays in the table until its reply is there, so this one has come twice.

@@ -58,6 +58,7 @@ var foreign = map[string][]string{
 
 // sleepers are the files of tests that may call time.Sleep, with the reason why there is nothing to wait for instead.
 var sleepers = map[string]string{
+	"client/channel_test.go":        "asks again and again for a state that has no event",
 	"client/conn_test.go":           "asks again and again for a state of the connection's table that has no event",
 	"client/link/link_test.go":      "sleeps in a bubble of synctest, where time passes when nobody has anything to do",
 	"client/speed_test.go":          "cancels at any moment, which one does not matter",
