@@ -85,6 +85,7 @@ func (d *Disk) reserveBytes(ctx context.Context, action scsi.PROutAction, t scsi
 	if err != nil {
 		return fmt.Errorf("%v: %w", action, err)
 	}
+	d.stands(ctx, action, list)
 	return nil
 }
 

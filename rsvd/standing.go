@@ -2,6 +2,7 @@ package rsvd
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -62,6 +63,33 @@ func (d *Disk) Standing(ctx context.Context) (Standing, error) {
 		return s, ErrShutOut
 	}
 	return s, nil
+}
+
+// stands notes what a command of ours on the reservations has changed, before its caller hears of it: whoever has registered counts on it that Recover knows. Without Remember
+// there is nothing to note.
+func (d *Disk) stands(ctx context.Context, action scsi.PROutAction, list []byte) {
+	st := &d.standing
+	st.mu.Lock()
+	if st.last == nil || len(list) < 16 {
+		st.mu.Unlock()
+		return
+	}
+	now := *st.last
+	switch action {
+	case scsi.PRRegister, scsi.PRRegisterAndIgnore:
+		now.Key = binary.BigEndian.Uint64(list[8:])
+		now.Registered = now.Key != 0
+		now.Holds = now.Holds && now.Registered
+	case scsi.PRReserve:
+		now.Holds = true
+	case scsi.PRRelease:
+		now.Holds = false
+	case scsi.PRClear:
+		now.Registered, now.Key, now.Holds = false, 0, false
+	}
+	st.last = &now
+	st.mu.Unlock()
+	_, _ = d.Standing(ctx) // for the rest, such as what PREEMPT took; if it fails, the pulse asks again
 }
 
 // tookAway says whether a unit attention has told us that registration or reservation were pre-empted, and forgets it.

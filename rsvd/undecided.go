@@ -66,6 +66,7 @@ func (n *reservations) wasDone(action scsi.PROutAction, t scsi.PRType, key, acti
 		return false, nil // who holds it may reserve it again, others meet the same conflict as before. SPC-4 5.13.9
 	case scsi.PRRelease:
 		switch {
+		case !n.registered: // it may have been refused for that
 		case !n.held, n.kind != t, !n.ours && !t.AllRegistrants():
 			return true, nil // what we had is released
 		case n.ours && !t.AllRegistrants():
@@ -84,9 +85,10 @@ func (n *reservations) wasDone(action scsi.PROutAction, t scsi.PRType, key, acti
 		case !n.registered || n.key != key || actionKey == 0 || actionKey == key:
 		case n.others[actionKey]:
 			return false, nil
-		default:
-			return true, nil // the victim is gone, with or without us
+		case n.held && n.kind == t && (n.ours || t.AllRegistrants()):
+			return true, nil
 		}
+		// The victim is gone, with or without us. Whoever preempts believes afterwards that the reservation is his, so this must not be called a success.
 	}
 	// REGISTER AND MOVE leaves nothing that only it could have left.
 	return false, ErrUndecided
