@@ -257,6 +257,14 @@ func (l *Link) Stall(w Way) { l.lanes[w].set(func(n *lane) { n.stalled = true })
 // Resume ends a stall.
 func (l *Link) Resume(w Way) { l.lanes[w].set(func(n *lane) { n.stalled = false }) }
 
+// Waiting is how many messages are on the way in the direction.
+func (l *Link) Waiting(w Way) int {
+	n := &l.lanes[w]
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.queue) + len(n.behind)
+}
+
 // Hole makes the direction a black hole: what comes, and what is on the way, is lost from now on, and nobody is told. Down alone is a server that executes and does not answer.
 func (l *Link) Hole(w Way) {
 	l.lanes[w].set(func(n *lane) { n.hole, n.queue, n.behind, n.bytes = true, nil, nil, 0 })

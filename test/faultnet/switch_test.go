@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -146,10 +147,8 @@ func TestSwitchOrphan(t *testing.T) {
 	l := s.Links()[0]
 	l.Stall(Up)
 	send(t, a, "old")
-	for queued := 0; queued == 0; {
-		l.lanes[Up].mu.Lock()
-		queued = len(l.lanes[Up].queue)
-		l.lanes[Up].mu.Unlock()
+	for l.Waiting(Up) == 0 {
+		runtime.Gosched()
 	}
 	l.Orphan(100 * time.Millisecond)
 	if _, err := readMessage(a); err == nil {

@@ -21,14 +21,15 @@ func (v *Violation) Error() string {
 	return fmt.Sprintf("cell %d: no order of the operations explains the results. The history up to the first impossible one:\n%s", v.Cell, v.Report)
 }
 
-// Undecided says that the search took too long.
+// Undecided says for which cells the search took too long. It found nothing wrong with the others.
 type Undecided struct {
-	Cell, Ops int
-	Report    string // where the search became slow
+	Cells  []int
+	Ops    int    // of the first of them
+	Report string // where the search became slow there
 }
 
 func (u *Undecided) Error() string {
-	return fmt.Sprintf("cell %d: %d operations could not be judged in time. The history up to where it becomes hard:\n%s", u.Cell, u.Ops, u.Report)
+	return fmt.Sprintf("cells %v: %d operations could not be judged in time. The history up to where it becomes hard:\n%s", u.Cells, u.Ops, u.Report)
 }
 
 // ghosts finds values on the disk whose write said that it had no effect, or that nobody has written. It needs no search.
@@ -59,19 +60,45 @@ func ghosts(ops []Op) error {
 
 const never = math.MaxInt64
 
+// rivals counts the changes that a repetition of o can have undone so that somebody saw it.
+func rivals(ops []Op, o *Op, last map[seen]int64) (n int) {
+	for i := range ops {
+		r := &ops[i]
+		if !r.data() || r.Kind == Read || r.Cell != o.Cell || r.Outcome == Refused || r.Outcome == Conflict || r.Outcome == Mismatch || r.Call > o.Return ||
+			r.Outcome == Done && r.Return < o.Call {
+			continue
+		}
+		for j, v := range o.Vals {
+			at := o.First + j
+			if at >= r.First && at < r.First+len(r.Vals) && r.Vals[at-r.First] != v && last[seen{at, v}] > r.Call {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
 // Check judges a history over the given number of cells. patience bounds the search for each.
 func Check(ops []Op, cells int, patience time.Duration) error {
 	if err := ghosts(ops); err != nil {
 		return err
 	}
+	var u *Undecided
 	for c := range cells {
 		h := prepare(ops, c)
 		switch judge(h, patience) {
 		case porcupine.Unknown:
-			return &Undecided{c, len(h), explain(h, patience/20)}
+			if u == nil {
+				u = &Undecided{Ops: len(h), Report: explain(h, patience/20, porcupine.Unknown)}
+			}
+			u.Cells = append(u.Cells, c)
 		case porcupine.Illegal:
-			return &Violation{c, explain(h, patience)}
+			return &Violation{c, explain(h, patience, porcupine.Illegal)}
 		}
+	}
+	if u != nil {
+		return u
 	}
 	return nil
 }
@@ -99,8 +126,8 @@ func judge(h []*Op, patience time.Duration) porcupine.CheckResult {
 	return porcupine.CheckOperationsTimeout(model, p, patience)
 }
 
-// explain finds the shortest beginning of the history that is impossible, and prints its end.
-func explain(h []*Op, patience time.Duration) string {
+// explain finds the shortest beginning of the history that has the verdict, and prints its end.
+func explain(h []*Op, patience time.Duration, verdict porcupine.CheckResult) string {
 	ends := make([]int64, 0, len(h))
 	for _, o := range h {
 		if o.Return != never {
@@ -122,7 +149,7 @@ func explain(h []*Op, patience time.Duration) string {
 		return out
 	}
 	i, _ := slices.BinarySearchFunc(ends, true, func(t int64, _ bool) int {
-		if judge(cut(t), patience) != porcupine.Ok {
+		if judge(cut(t), patience) == verdict {
 			return 0
 		}
 		return -1
@@ -166,6 +193,7 @@ func prepare(ops []Op, cell int) []*Op {
 	var zeros [CellSectors]int64  // when zeros were seen last
 	last := make(map[seen]int64)  // and last
 	var crashes, changes, losses []Op
+	forgets := int64(-1) // end of the last crash that can have lost something
 	type attachment struct{ client, life int }
 	covered := make(map[attachment]int64) // call of the last flush of an attachment that succeeded
 	type flush struct{ call, end int64 }  // end: the earliest of this one and those that began later
@@ -175,6 +203,9 @@ func prepare(ops []Op, cell int) []*Op {
 		switch {
 		case o.Kind == Crash:
 			crashes = append(crashes, *o)
+			if !o.Keeps {
+				forgets = max(forgets, o.Return)
+			}
 		case o.Kind == Flush && o.Outcome == Done:
 			flushes = append(flushes, flush{o.Call, o.Return})
 			covered[attachment{o.Client, o.Life}] = max(o.Call, covered[attachment{o.Client, o.Life}])
@@ -204,7 +235,7 @@ func prepare(ops []Op, cell int) []*Op {
 			until = o.Return
 		}
 		for i := range crashes {
-			if crashes[i].Call > o.Call {
+			if crashes[i].Call > o.Call && !o.Holds {
 				return min(until, crashes[i].Return)
 			}
 		}
@@ -214,7 +245,7 @@ func prepare(ops []Op, cell int) []*Op {
 	back := make(map[seen]bool)
 	for k, t := range last {
 		for i := range crashes {
-			back[k] = back[k] || crashes[i].Call < t
+			back[k] = back[k] || crashes[i].Call < t && !crashes[i].Keeps
 		}
 	}
 	slices.SortFunc(flushes, func(a, b flush) int { return cmp.Compare(a.call, b.call) })
@@ -225,7 +256,7 @@ func prepare(ops []Op, cell int) []*Op {
 	overtaken := func(o *Op) bool {
 		until := int64(never)
 		for i := range crashes {
-			if crashes[i].Return > o.Call {
+			if crashes[i].Return > o.Call && !crashes[i].Keeps {
 				until = min(until, crashes[i].Call)
 			}
 		}
@@ -235,6 +266,9 @@ func prepare(ops []Op, cell int) []*Op {
 	// A command on the reservations must not be carried out late, when its sender has opened the disk again since. (A late write may be.)
 	settled := func(o *Op) int64 {
 		t := died(o)
+		if o.Final {
+			return t
+		}
 		for i := range losses {
 			if c := &losses[i]; c.Client == o.Client && c.Return > o.Call {
 				t = min(t, c.Return)
@@ -252,6 +286,15 @@ func prepare(ops []Op, cell int) []*Op {
 		o := ops[i]
 		if o.data() && o.Cell != cell || o.Outcome == Refused && (!o.data() || o.Kind == Read) {
 			continue
+		}
+		if o.Outcome != Refused && o.Outcome != Conflict {
+			for range min(o.Echoes, rivals(ops, &o, last)) {
+				e := Op{Kind: Write, Outcome: Unknown, Client: o.Client, Call: o.Call, Return: o.Return, Cell: cell, First: o.First, Vals: o.Vals, maybe: 1<<len(o.Vals) - 1}
+				if o.Outcome == Unknown {
+					e.Return = died(&o)
+				}
+				out = append(out, &e)
+			}
 		}
 		switch {
 		case o.Outcome == Conflict && (o.data() || o.Kind == Flush):
@@ -291,7 +334,12 @@ func prepare(ops []Op, cell int) []*Op {
 		if o.Outcome == Done && (o.Kind == Write || o.Kind == Zero || o.Kind == CompareAndWrite) && o.Return < covered[attachment{o.Client, o.Life}] {
 			o.FUA = true
 		}
-		if o.Kind != Flush || !overtaken(&o) {
+		switch {
+		case o.Kind == Flush && (forgets < o.Call || overtaken(&o)):
+		case o.Kind == Lost && o.Keeps, o.Kind == Crash && o.Keeps && o.Stays: // nothing happens to the disk
+			o.Outcome = Refused
+			out = append(out, &o)
+		default:
 			out = append(out, &o)
 		}
 	}

@@ -116,8 +116,15 @@ type guest struct {
 
 	pr       bool // it plays with reservations
 	noReopen bool // it does not close and open by itself
+	holds    bool // it goes on by itself when its connection is lost
+	keeps    bool // its registration outlives a lost connection
 
 	lostAt atomic.Int64 // when something was done to it that may cost it its connection; 0 = nothing
+	struck atomic.Int64 // when the last such thing was over
+	hurts  atomic.Int64 // how many there were
+	killed atomic.Int64 // the life whose program was killed
+	fenced atomic.Bool  // it must register before it writes again
+	shut   atomic.Int64 // odd: it was told that it is shut out, and has not begun to register since
 
 	mu   sync.RWMutex // read: the disk is in use
 	d    disk
@@ -127,7 +134,24 @@ type guest struct {
 func key(client int) uint64 { return 0xA0 + uint64(client) }
 
 // hurt says that the connection will be lost, before it is.
-func (g *guest) hurt() { g.lostAt.CompareAndSwap(0, g.j.now()) }
+func (g *guest) hurt() {
+	g.struck.Store(never)
+	g.hurts.Add(1)
+	g.lostAt.CompareAndSwap(0, g.j.now())
+}
+
+// was says that what hurt announced has been done.
+func (g *guest) was() { g.struck.Store(g.j.now()) }
+
+// mended notes that a request succeeded that began at call: if that was after the last misfortune, the client has got over it by itself.
+func (g *guest) mended(call int64) {
+	lost := g.lostAt.Load()
+	if !g.holds || lost == 0 || call < g.struck.Load() || !g.lostAt.CompareAndSwap(lost, 0) {
+		return
+	}
+	g.j.add(Op{Kind: Lost, Client: g.id, Call: lost, Return: g.j.now(), Keeps: g.keeps})
+	g.j.count("recovery")
+}
 
 // attach opens the disk, as often as it takes. g.mu is held for writing.
 func (g *guest) attach(ctx context.Context) error {
@@ -194,9 +218,9 @@ func (g *guest) worker(ctx context.Context, rng *rand.Rand, chief bool) {
 			mine = life
 		}
 		if err == nil {
-			w.p = p
+			w.p, w.life, w.hurts, w.lost, w.shut = p, life, g.hurts.Load(), g.lostAt.Load() != 0, g.shut.Load()
 			switch {
-			case g.pr && chief && rng.IntN(4) == 0:
+			case g.pr && chief && (w.isShutOut() || rng.IntN(4) == 0 && !(g.holds && w.lost)): // what is unknown about reservations is hard to judge
 				err = w.reservation(ctx, g.d.Shared())
 			default:
 				err = w.request(ctx, g.d.Shared())
@@ -204,6 +228,10 @@ func (g *guest) worker(ctx context.Context, rng *rand.Rand, chief bool) {
 		}
 		g.mu.RUnlock()
 		lost := isLost(err)
+		if lost && g.holds && ctx.Err() == nil && g.killed.Load() != int64(life) {
+			g.t.Errorf("client %d (%s) gave up although it was told to hold: %v", g.id, g.name, err)
+			return
+		}
 		switch {
 		case errors.Is(err, errNBDGone):
 			p = nil
@@ -235,7 +263,7 @@ func (g *guest) current() int {
 var errDetached = errors.New("the export has lost its disk")
 
 func isLost(err error) bool {
-	return errors.Is(err, client.ErrConnectionLost) || errors.Is(err, client.ErrClosed) || errors.Is(err, rsvd.ErrClosed) || errors.Is(err, errDetached)
+	return !errors.Is(err, rsvd.ErrUndecided) && (errors.Is(err, client.ErrConnectionLost) || errors.Is(err, client.ErrClosed) || errors.Is(err, rsvd.ErrClosed) || errors.Is(err, errDetached))
 }
 
 type worker struct {
@@ -243,33 +271,80 @@ type worker struct {
 	p   path
 	rng *rand.Rand
 	buf []byte
+
+	shutOut bool // it must register
+	life    int
+	hurts   int64 // when the operation began
+	lost    bool  // then
+	shut    int64 // then
 }
 
-// outcome classifies the error of a request. known says whether there is something to record.
-func (w *worker) outcome(err error) (o Outcome, known bool) {
+// isShutOut takes the news that the client must register.
+func (w *worker) isShutOut() bool {
+	w.shutOut = w.shutOut || w.g.fenced.Swap(false)
+	return w.shutOut
+}
+
+// calm says that nothing was done to the client since the operation began, and that it had got over what was done before.
+func (w *worker) calm() bool { return !w.lost && w.g.hurts.Load() == w.hurts }
+
+// record adds an operation that ended with err.
+func (w *worker) record(ctx context.Context, op *Op, err error) {
+	op.Outcome = w.outcome(err)
+	op.Life = w.life
+	if errors.Is(err, rsvd.ErrShutOut) {
+		if w.shut%2 == 1 && w.g.shut.Load() == w.shut {
+			op.Outcome = Refused // it was never sent
+		}
+		w.g.fenced.Store(true)
+		if n := w.g.shut.Load(); n%2 == 0 {
+			w.g.shut.CompareAndSwap(n, n+1)
+		}
+	}
+	if w.g.holds && !w.calm() && op.Kind >= Register && op.Kind < Status && (op.Outcome != Done || op.Kind == Release || op.Kind == Clear) {
+		op.Outcome = Unknown // it may have been carried out twice, or found out to be the case
+	}
+	if w.g.holds && !w.calm() && op.data() && op.Kind != Read && (op.Outcome == Conflict || op.Outcome == Refused) {
+		op.Outcome = Unknown // refused when it was sent again; it may have been carried out before
+	}
+	op.Holds = w.g.holds
+	op.Final = w.g.holds && op.Outcome == Unknown && ctx.Err() == nil && !isLost(err) && !errors.Is(err, errNBDGone)
+	if n := w.g.hurts.Load(); w.g.holds && n > 0 && (op.Kind == Write || op.Kind == Zero) {
+		// A message that was lost earlier, on another channel, may be what ends a connection only now.
+		op.Echoes = 1 + int(min(1, n-w.hurts))
+	}
+	w.g.j.count(op.Kind.String())
+	w.g.j.add(*op)
+	if op.Outcome == Done {
+		w.g.mended(op.Call)
+	}
+}
+
+// outcome classifies the error of a request.
+func (w *worker) outcome(err error) Outcome {
 	var se *scsi.Error
 	switch {
 	case err == nil:
-		return Done, true
+		return Done
 	case errors.Is(err, rsvd.ErrNotDurable):
 		w.g.j.count("not durable")
-		return Unknown, true
+		return Unknown
 	case errors.Is(err, rsvd.ErrReservationConflict):
 		w.g.j.count("conflict")
-		return Conflict, true
+		return Conflict
 	case errors.Is(err, rsvd.ErrPreempted):
 		w.g.j.count("preempted")
-		return Refused, true
+		return Refused
 	case errors.As(err, &se) && se.Sense.Key == scsi.Miscompare:
 		w.g.j.count("miscompare")
-		return Mismatch, true
-	case errors.As(err, new(nbdError)) && w.g.lostAt.Load() == 0:
+		return Mismatch
+	case errors.As(err, new(nbdError)) && w.calm():
 		// The export has its disk, and nobody has done anything to it: a reservation forbade it, or it was preempted. NBD cannot say so.
 		w.g.j.count("refused")
-		return Refused, true
+		return Refused
 	}
 	w.g.j.count("unknown")
-	return Unknown, true
+	return Unknown
 }
 
 // request does one request on the data.
@@ -285,6 +360,9 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 	n := 1 + rng.IntN(CellSectors-op.First)
 	if rng.IntN(4) == 0 {
 		op.First, n = 0, CellSectors
+	}
+	if g.holds && w.lost && r >= 940 {
+		r = 500 // what has no value of its own is hard to judge when its outcome is unknown
 	}
 	off := cellAt(op.Cell) + int64(op.First)*sectorSize
 	size := n * sectorSize
@@ -342,13 +420,10 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 		op.FUA = false
 		err = shared.Read(ctx, p, off)
 		op.Return = j.now()
-		o, known := w.outcome(err)
-		if known && o == Done {
+		if err == nil {
 			op.Vals = decode(p, off)
 		}
-		if op.Outcome = o; known {
-			j.add(op)
-		}
+		w.record(ctx, &op, err)
 		if err != nil {
 			return err
 		}
@@ -379,13 +454,12 @@ func (w *worker) request(ctx context.Context, shared *rsvd.Disk) error {
 	if op.Return == 0 {
 		op.Return = j.now()
 	}
-	var known bool
-	if op.Outcome, known = w.outcome(err); known {
-		j.count(op.Kind.String())
-		j.add(op)
-	}
+	w.record(ctx, &op, err)
 	if err != nil && !isLost(err) && ctx.Err() == nil && op.Outcome == Unknown {
 		text, _, _ := strings.Cut(err.Error(), " (info")
+		if errors.Is(err, rsvd.ErrShutOut) {
+			text = "fenced"
+		}
 		j.count(fmt.Sprintf("%v: %v", op.Kind, text))
 	}
 	return err
@@ -403,7 +477,14 @@ func (w *worker) reservation(ctx context.Context, d *rsvd.Disk) error {
 	op := Op{Client: g.id, Call: j.now(), Type: prTypes[rng.IntN(len(prTypes))]}
 	me := key(g.id)
 	var err error
-	switch r := rng.IntN(100); {
+	r := rng.IntN(100)
+	if w.shutOut {
+		r, w.shutOut = 0, false
+	}
+	if n := g.shut.Load(); r < 25 && n%2 == 1 {
+		g.shut.CompareAndSwap(n, n+1)
+	}
+	switch {
 	case r < 25:
 		op.Kind, op.Persistent = Register, rng.IntN(3) == 0
 		err = d.RegisterIgnore(ctx, me, op.Persistent)
@@ -442,15 +523,10 @@ func (w *worker) reservation(ctx context.Context, d *rsvd.Disk) error {
 		}
 	}
 	op.Return = j.now()
-	var known bool
-	if op.Outcome, known = w.outcome(err); known {
-		j.count(op.Kind.String())
-		var se *scsi.Error
-		if op.Kind == Release && op.Outcome == Unknown && errors.As(err, &se) {
-			return nil // INVALID RELEASE: nothing happened
-		}
-		j.add(op)
+	if op.Kind == Release && errors.As(err, new(*scsi.Error)) && !errors.Is(err, rsvd.ErrReservationConflict) && !errors.Is(err, rsvd.ErrPreempted) {
+		return nil // INVALID RELEASE: nothing happened
 	}
+	w.record(ctx, &op, err)
 	return err
 }
 

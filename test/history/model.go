@@ -86,8 +86,12 @@ type Op struct {
 
 	Life  int  // which attachment of the client it came by
 	Final bool // of an unknown one: its client said that it failed, so it is not carried out after Return
-	Keeps bool // of Crash: nothing that was acknowledged is lost; of Lost: registrations stay
-	Stays bool // of Crash: reservations and registrations stay
+	// Echoes is how many more times it may have been carried out before Return: SMB's WRITE has no name by which a server could know it again, so a client that lost its
+	// connection and does not know whether its write was carried out can only send it again.
+	Echoes int
+	Holds  bool // of an unknown one: its client may carry it out when there is a server again
+	Keeps  bool // of Crash: nothing that was acknowledged is lost; of Lost: registrations stay
+	Stays  bool // of Crash: reservations and registrations stay
 
 	lenient bool          // a mismatch may come of an unknown write that is not in the history
 	back    map[seen]bool // what a crash can bring back

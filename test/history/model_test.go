@@ -18,6 +18,7 @@ func TestCheck(t *testing.T) {
 	conflict := func(o Op) Op { o.Outcome = Conflict; return o }
 	fua := func(o Op) Op { o.FUA = true; return o }
 	final := func(o Op) Op { o.Outcome, o.Final = Unknown, true; return o }
+	twice := func(o Op) Op { o.Echoes = 1; return o }
 	flush, crash := Op{Kind: Flush}, Op{Kind: Crash}
 	kill := Op{Kind: Crash, Keeps: true, Stays: true}
 	back := Op{Kind: Lost, Keeps: true}
@@ -45,19 +46,22 @@ func TestCheck(t *testing.T) {
 		"fail conflict but written":          {at(register, 0, 1), at(reserve, 2, 3), at(conflict(w(1, 1)), 4, 5), at(r(0, 1), 6, 7)},
 		"fail preempted write is late": {at(register, 0, 1), at(Op{Kind: Register, Client: 1}, 2, 3), at(Op{Kind: Reserve, Client: 1, Type: scsi.WriteExclusive}, 4, 5),
 			at(unknown(w(1, 1)), 6, 7), at(Op{Kind: Preempt, Client: 0, Victim: 1, Type: scsi.WriteExclusive}, 8, 9), at(r(0, 0), 10, 11), at(r(0, 1), 12, 13)},
-		"good registration ends with the connection":   {at(register, 0, 1), at(Op{Kind: Lost, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
-		"fail registration survives the farewell":      {at(register, 0, 1), at(Op{Kind: Closed, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Registered: 1, Holder: -1}}, 4, 5)},
-		"fail flush of what a crash took":              {at(w(0, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
-		"good flush by another of what a crash took":   {at(w(1, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
-		"good flush of a later attachment":             {at(w(0, 1), 0, 1), at(crash, 2, 3), at(Op{Kind: Flush, Life: 1}, 4, 5), at(r(1, 0), 6, 7)},
-		"fail killed server loses a write":             {at(w(0, 1), 0, 1), at(kill, 2, 3), at(r(1, 0), 4, 5)},
-		"good killed server keeps a registration":      {at(register, 0, 1), at(kill, 2, 3), at(Op{Kind: Status, State: PR{Registered: 1, Holder: -1}}, 4, 5)},
-		"fail killed server loses a registration":      {at(register, 0, 1), at(kill, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
-		"fail reconnect loses a registration":          {at(register, 0, 1), at(back, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
-		"good failed write was there":                  {at(final(w(0, 1)), 0, 3), at(r(1, 1), 4, 5)},
-		"fail failed write is late":                    {at(final(w(0, 1)), 0, 1), at(w(1, 2), 2, 3), at(r(1, 1), 4, 5)},
-		"fail failed write comes after it was missing": {at(final(w(0, 1)), 0, 1), at(r(1, 0), 2, 3), at(r(1, 1), 4, 5)},
-		"fail old write after a new one":               {at(w(0, 1), 0, 5), at(w(0, 2), 6, 7), at(r(1, 2), 8, 9), at(r(1, 1), 10, 11)},
+		"good registration ends with the connection":    {at(register, 0, 1), at(Op{Kind: Lost, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
+		"fail registration survives the farewell":       {at(register, 0, 1), at(Op{Kind: Closed, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Registered: 1, Holder: -1}}, 4, 5)},
+		"fail flush of what a crash took":               {at(w(0, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
+		"good flush by another of what a crash took":    {at(w(1, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
+		"good flush of a later attachment":              {at(w(0, 1), 0, 1), at(crash, 2, 3), at(Op{Kind: Flush, Life: 1}, 4, 5), at(r(1, 0), 6, 7)},
+		"fail killed server loses a write":              {at(w(0, 1), 0, 1), at(kill, 2, 3), at(r(1, 0), 4, 5)},
+		"good killed server keeps a registration":       {at(register, 0, 1), at(kill, 2, 3), at(Op{Kind: Status, State: PR{Registered: 1, Holder: -1}}, 4, 5)},
+		"fail killed server loses a registration":       {at(register, 0, 1), at(kill, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
+		"fail reconnect loses a registration":           {at(register, 0, 1), at(back, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
+		"good failed write was there":                   {at(final(w(0, 1)), 0, 3), at(r(1, 1), 4, 5)},
+		"fail failed write is late":                     {at(final(w(0, 1)), 0, 1), at(w(1, 2), 2, 3), at(r(1, 1), 4, 5)},
+		"fail failed write comes after it was missing":  {at(final(w(0, 1)), 0, 1), at(r(1, 0), 2, 3), at(r(1, 1), 4, 5)},
+		"good repeated write":                           {at(twice(w(0, 1)), 0, 9), at(r(1, 1), 1, 2), at(w(1, 2), 3, 4), at(r(1, 2), 5, 6), at(r(1, 1), 7, 8)},
+		"fail repeated write is late":                   {at(twice(w(0, 1)), 0, 5), at(w(1, 2), 6, 7), at(r(1, 1), 8, 9)},
+		"fail repeated write that nobody had to repeat": {at(w(0, 1), 0, 9), at(r(1, 1), 1, 2), at(w(1, 2), 3, 4), at(r(1, 2), 5, 6), at(r(1, 1), 7, 8)},
+		"fail old write after a new one":                {at(w(0, 1), 0, 5), at(w(0, 2), 6, 7), at(r(1, 2), 8, 9), at(r(1, 1), 10, 11)},
 		"fail registration kept lost in a crash": {at(Op{Kind: Register, Persistent: true}, 0, 1), at(crash, 2, 3),
 			at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
 	} {

@@ -109,7 +109,7 @@ func killedPrograms(t *testing.T, bin string, seed uint64) {
 					return nil, err
 				}
 				sock := filepath.Join(at, "s")
-				p, _, err := vd.NBD(ctx, url, sock, "--mode", "rsvd", "--io", io.String(), "--initiator", fmt.Sprint("node", i))
+				p, _, err := vd.NBD(ctx, url, sock, "--mode", "rsvd", "--io", io.String(), "--initiator", fmt.Sprint("node", i), "--on-loss", "fail")
 				if err != nil {
 					return nil, err
 				}

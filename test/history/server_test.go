@@ -84,10 +84,12 @@ type machine struct {
 	t    *testing.T
 	dir  string
 	addr string
+	ca   bool // the share is continuously available
 
 	disk  *platter
 	start *crashfile.File
 	srv   *server.Server
+	state *server.State
 	done  chan error
 }
 
@@ -104,9 +106,9 @@ func (d image) Properties() svhdx.Properties {
 
 func (d image) TrimGranularity() int64 { return d.Info().BlockSize }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t *testing.T, ca bool) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), addr: "127.0.0.1:0"}
+	m := &machine{t: t, dir: t.TempDir(), addr: "127.0.0.1:0", ca: ca}
 	// What is in the file does not matter, as the image is in memory.
 	if err := os.WriteFile(filepath.Join(m.dir, "a.vhdx"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -136,10 +138,20 @@ func (m *machine) boot(f *crashfile.File) {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.srv, err = server.New(server.Config{
-		Shares: []server.Share{{Name: "disks", Dir: m.dir}}, Users: auth.NewUsers(map[string]string{user: password}), Disks: disks,
-	})
-	if err != nil {
+	if m.state, err = server.OpenState(filepath.Join(m.dir, server.StateDirName)); err != nil {
+		m.t.Fatal(err)
+	}
+	cfg := server.Config{
+		Shares: []server.Share{{Name: "disks", Dir: m.dir, CA: m.ca}}, Users: auth.NewUsers(map[string]string{user: password}), Disks: disks,
+		GUID: m.state.GUID(),
+	}
+	if m.ca {
+		if err := m.state.Own(m.t.Context(), server.OwnOptions{}); err != nil {
+			m.t.Fatal(err)
+		}
+		cfg.State = m.state
+	}
+	if m.srv, err = server.New(cfg); err != nil {
 		m.t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", m.addr)
@@ -160,6 +172,7 @@ func (m *machine) powerOff() {
 	m.disk.kill()
 	_ = m.srv.Close()
 	<-m.done
+	_ = m.state.Close()
 	m.srv = nil
 }
 
