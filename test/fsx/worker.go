@@ -46,6 +46,66 @@ func (w *worker) note(format string, args ...any) {
 	w.log = append(w.log, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
+// cut says that the kernel has given something up because the server went away in the middle: Linux's cifs says so then, whether it was carried out or not.
+func cut(err error) bool {
+	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EHOSTDOWN) || errors.Is(err, unix.ECONNABORTED)
+}
+
+// lost is cut for what has to do with names, of which cifs says EIO too. Of reading, writing and syncing that is a failure.
+func lost(err error) bool { return cut(err) || errors.Is(err, unix.EIO) }
+
+// again repeats what was lost. All that is done this way has the same effect when it is done twice.
+func again(f func() error) error { return repeat(lost, f) }
+
+func repeat(while func(error) bool, f func() error) error {
+	for range 1000 {
+		if err := f(); !while(err) {
+			return err
+		}
+		t := time.NewTimer(20 * time.Millisecond)
+		<-t.C
+	}
+	return f()
+}
+
+func fsync(f *os.File) error { return repeat(cut, f.Sync) }
+
+// open opens a file that is there.
+func (f *file) open(flags int) error {
+	return again(func() (err error) {
+		f.f, err = os.OpenFile(f.path, flags, 0o644)
+		return err
+	})
+}
+
+// rename renames a file; a target that is there after an error is our own.
+func rename(from, to string) error {
+	tried := false
+	return again(func() error {
+		err := os.Rename(from, to)
+		if tried && errors.Is(err, os.ErrNotExist) {
+			if _, serr := os.Stat(to); serr == nil {
+				return nil
+			}
+		}
+		tried = tried || lost(err)
+		return err
+	})
+}
+
+// remove removes a file.
+func remove(path string) error {
+	tried := false
+	return again(func() error {
+		err := os.Remove(path)
+		if tried && errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		tried = tried || lost(err)
+		return err
+	})
+}
+
 func (w *worker) newPath() string {
 	w.names++
 	return filepath.Join(w.dir, fmt.Sprintf("w%d-%d", w.id, w.names))
@@ -55,7 +115,7 @@ func (w *worker) newPath() string {
 func (w *worker) run(ctx context.Context) (n int, err error) {
 	for range filesEach {
 		f := &file{path: w.newPath()}
-		if f.f, err = os.OpenFile(f.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644); err != nil {
+		if err = f.open(os.O_RDWR | os.O_CREATE); err != nil {
 			return n, err
 		}
 		w.files = append(w.files, f)
@@ -70,7 +130,7 @@ func (w *worker) run(ctx context.Context) (n int, err error) {
 		if err := errors.Join(w.verify(f, 0, int64(len(f.want))+10), f.f.Sync(), f.f.Close()); err != nil {
 			return n, err
 		}
-		if f.f, err = os.Open(f.path); err != nil {
+		if err = f.open(os.O_RDONLY); err != nil {
 			return n, err
 		}
 		if err := errors.Join(w.verify(f, 0, int64(len(f.want))+10), f.f.Close()); err != nil {
@@ -120,7 +180,8 @@ func (w *worker) step(f *file) error {
 		w.note("%s: write %d at %d", name, n, off)
 		p := make([]byte, n)
 		w.fresh(p)
-		if _, err := f.f.WriteAt(p, off); err != nil {
+		err := repeat(cut, func() error { _, err := f.f.WriteAt(p, off); return err })
+		if err != nil {
 			return err
 		}
 		f.grow(off + n)
@@ -130,7 +191,7 @@ func (w *worker) step(f *file) error {
 		return w.verify(f, off, n)
 	case r < 76:
 		w.note("%s: size %d", name, off)
-		if err := f.f.Truncate(off); err != nil {
+		if err := again(func() error { return f.f.Truncate(off) }); err != nil {
 			return err
 		}
 		f.grow(off)
@@ -139,7 +200,7 @@ func (w *worker) step(f *file) error {
 		off %= int64(len(f.want))
 		n = min(n, int64(len(f.want))-off)
 		w.note("%s: punch %d at %d", name, n, off)
-		err := unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		err := again(func() error { return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n) })
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return nil
 		}
@@ -149,10 +210,10 @@ func (w *worker) step(f *file) error {
 		clear(f.want[off : off+n])
 	case r < 86:
 		w.note("%s: sync", name)
-		return f.f.Sync()
+		return fsync(f.f)
 	case r < 90: // what is cached is forgotten, so that the next read asks the server
 		w.note("%s: sync, forget", name)
-		if err := f.f.Sync(); err != nil {
+		if err := fsync(f.f); err != nil {
 			return err
 		}
 		return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
@@ -161,31 +222,25 @@ func (w *worker) step(f *file) error {
 		if err := f.f.Close(); err != nil {
 			return fmt.Errorf("close: %w", err)
 		}
-		var err error
-		f.f, err = os.OpenFile(f.path, os.O_RDWR, 0)
-		return err
+		return f.open(os.O_RDWR)
 	case r < 95:
 		to := w.newPath()
 		w.note("%s: close, rename to %s, open", name, filepath.Base(to))
 		if err := f.f.Close(); err != nil {
 			return fmt.Errorf("close: %w", err)
 		}
-		if err := os.Rename(f.path, to); err != nil {
+		if err := rename(f.path, to); err != nil {
 			return err
 		}
 		f.path = to
-		var err error
-		f.f, err = os.OpenFile(f.path, os.O_RDWR, 0)
-		return err
+		return f.open(os.O_RDWR)
 	case r < 96:
 		w.note("%s: remove, make anew", name)
-		if err := errors.Join(f.f.Close(), os.Remove(f.path)); err != nil {
+		if err := errors.Join(f.f.Close(), remove(f.path)); err != nil {
 			return err
 		}
 		f.path, f.want = w.newPath(), nil
-		var err error
-		f.f, err = os.OpenFile(f.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-		return err
+		return f.open(os.O_RDWR | os.O_CREATE)
 	case w.maps && len(f.want) > 0:
 		w.note("%s: map", name)
 		return w.mapped(f)
@@ -196,7 +251,8 @@ func (w *worker) step(f *file) error {
 // verify reads a range, which may reach beyond the end, and compares.
 func (w *worker) verify(f *file, off, n int64) error {
 	p := make([]byte, n)
-	got, err := f.f.ReadAt(p, off)
+	var got int
+	err := repeat(cut, func() (err error) { got, err = f.f.ReadAt(p, off); return err })
 	if err != nil && err != io.EOF {
 		return err
 	}
