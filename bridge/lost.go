@@ -103,9 +103,21 @@ func (d *Disk) protectImage(ctx context.Context) error {
 	return nil
 }
 
-// protectParent does the same for a parent. One that is only read must not be changed by anybody.
+// protectParent does the same for a parent.
 func (r *Remote) protectParent(ctx context.Context, f *link.File, write bool) error {
+	return r.protectFile(ctx, f, write, -1)
+}
+
+// protectRaw does the same for a raw image. It bears no mark of who has written to it: if the server has not kept the open, whoever wrote in between is not seen.
+func (r *Remote) protectRaw(ctx context.Context, f *link.File, write bool, size int64) error {
+	return r.protectFile(ctx, f, write, size)
+}
+
+// protectFile lets a file outlive its connection. It must be the same file afterwards; one that is only read must not have been changed by anybody; and it must have
+// size bytes, unless that is -1.
+func (r *Remote) protectFile(ctx context.Context, f *link.File, write bool, size int64) error {
 	if !r.onLoss.Holds() {
+		f.Protect(link.Hooks{Alive: ignore})
 		return nil
 	}
 	was, err := f.Stat(ctx)
@@ -117,11 +129,12 @@ func (r *Remote) protectParent(ctx context.Context, f *link.File, write bool) er
 		if err != nil {
 			return err
 		}
-		if err = sameFile(&was, &now); err == nil && !write && (was.Size != now.Size || !was.Written.Equal(now.Written)) {
+		err = sameFile(&was, &now)
+		if err == nil && (!write && (was.Size != now.Size || !was.Written.Equal(now.Written)) || size >= 0 && now.Size != size) {
 			err = vhdx.ErrChanged
 		}
 		if err != nil {
-			return &link.FinalError{Err: fmt.Errorf("%s cannot be used any further, as its parent %s: %w", r.loc, f.Name(), err)}
+			return &link.FinalError{Err: fmt.Errorf("%s cannot be used any further, as of its file %s: %w", r.loc, f.Name(), err)}
 		}
 		return nil
 	}})

@@ -408,3 +408,41 @@ func TestInterruptedSwap(t *testing.T) {
 		t.Errorf("a swap that does not fit: %v", err)
 	}
 }
+
+// A session with several connections goes on when one of them is cut, and gets it back; nothing is lost.
+func TestChannelCut(t *testing.T) {
+	leak.Check(t)
+	ctx := t.Context()
+	a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: true})
+	second, err := faultnet.NewRelay("tcp", "127.0.0.1:0", a.addr, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { second.Close() })
+	d := a.hold(t, func(o *Options) {
+		o.Mode = ModeRSVD
+		o.Channels = client.ChannelOptions{Count: 2, Addrs: []string{second.Addr()}, MinDelay: time.Millisecond}
+	})
+	two := func() bool { return len(d.Status().Channels) == 2 }
+	when(t, "two channels", two)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 60 {
+				p, q := pattern(uint64(w*100+i), 4096), make([]byte, 4096)
+				if err := errors.Join(d.Write(ctx, p, int64(w)<<20, false), d.Read(ctx, q, int64(w)<<20)); err != nil || !bytes.Equal(p, q) {
+					t.Errorf("%v", err)
+					return
+				}
+				if w == 0 && i%20 == 10 {
+					[]*faultnet.Relay{second, a.relay}[i/20%2].CutAll()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if s := d.Status(); s.State != StateConnected || len(s.Errors) > 0 {
+		t.Errorf("%+v", s)
+	}
+	when(t, "two channels again", two)
+}

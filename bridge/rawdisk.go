@@ -256,13 +256,17 @@ func OpenFormat(ctx context.Context, loc Location, o Options, f Format) (*Disk, 
 	if err != nil {
 		return nil, err
 	}
-	file, err := r.openFile(ctx, !o.ReadOnly, nil)
+	file, err := r.openFile(ctx, !o.ReadOnly, o.durable(imageTimeout))
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
 	d, err := rawOver(ctx, loc, o, backing{file}, r)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
+	}
+	d.file = file
+	if err := r.protectRaw(ctx, file, !o.ReadOnly, d.back.Size()); err != nil {
+		return nil, errors.Join(explainOpen(loc, err), d.Close())
 	}
 	return d, nil
 }
