@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vdbridge/bridge"
+	"vdbridge/client/link"
 	"vdbridge/test/lab"
 	"vdbridge/vhdx"
 )
@@ -60,19 +61,22 @@ func TestWarmRequestsDoNotAllocate(t *testing.T) {
 		mode      bridge.Mode
 		io        string
 		encrypt   bool
+		onLoss    link.Policy
 	}{
-		{"local", image, bridge.ModeAuto, "auto", false},
-		{"file", url, bridge.ModeFile, "auto", false},
-		{"shared-smb", url, bridge.ModeRSVD, "smb", false},
-		{"shared-scsi", url, bridge.ModeRSVD, "scsi", false},
-		{"shared-scsi-sealed", url, bridge.ModeRSVD, "scsi", true},
+		{"local", image, bridge.ModeAuto, "auto", false, link.Fail},
+		{"file", url, bridge.ModeFile, "auto", false, link.Fail},
+		{"file-held", url, bridge.ModeFile, "auto", false, link.Hold},
+		{"shared-smb", url, bridge.ModeRSVD, "smb", false, link.Fail},
+		{"shared-smb-held", url, bridge.ModeRSVD, "smb", false, link.Hold},
+		{"shared-scsi", url, bridge.ModeRSVD, "scsi", false, link.Fail},
+		{"shared-scsi-sealed-held", url, bridge.ModeRSVD, "scsi", true, link.Hold},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			loc, err := bridge.ParseLocation(tc.url)
 			if err != nil {
 				t.Fatal(err)
 			}
-			o := bridge.Options{Mode: tc.mode, Encrypt: tc.encrypt, StateDir: filepath.Join(dir, "state"),
+			o := bridge.Options{Mode: tc.mode, Encrypt: tc.encrypt, OnLoss: tc.onLoss, StateDir: filepath.Join(dir, "state"),
 				Credentials: bridge.CredentialSource{PasswordFile: filepath.Join(vd.Dir, "password")}}
 			if o.IO, err = bridge.ParseIO(tc.io); err != nil {
 				t.Fatal(err)
