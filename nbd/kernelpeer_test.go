@@ -22,19 +22,23 @@ func kernelSide(t *testing.T, srv *Server, x *Export) (*rawClient, <-chan error)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		if ends[i], err = net.FileConn(f); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-	}
+	ends := [2]net.Conn{fileConn(t, fds[0]), fileConn(t, fds[1])}
 	t.Cleanup(func() { ends[0].Close() })
 	ends[0].SetDeadline(time.Now().Add(60 * time.Second))
 	done := make(chan error, 1)
 	go func() { done <- srv.ServeKernel(ends[1], x) }()
 	return &rawClient{t: t, c: ends[0], style: styleSimple}, done
+}
+
+func fileConn(t testing.TB, fd int) net.Conn {
+	t.Helper()
+	f := os.NewFile(uintptr(fd), "pair")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func kernelServer(t *testing.T) *Server {

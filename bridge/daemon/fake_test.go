@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { os.Exit(leak.Main(m)) }
 // fakeKernel is the nbd driver as far as these tests need it: it keeps sockets, marks dead what hangs up, takes fresh sockets for dead ones only, and shows
 // itself in a sysfs of its own.
 type fakeKernel struct {
-	t    *testing.T
+	t    testing.TB
 	root string
 
 	mu       sync.Mutex
@@ -41,7 +41,7 @@ type fakeDevice struct {
 	socks []net.Conn // nil: dead
 }
 
-func newFakeKernel(t *testing.T, devices int) *fakeKernel {
+func newFakeKernel(t testing.TB, devices int) *fakeKernel {
 	k := &fakeKernel{t: t, root: t.TempDir(), devs: map[int]*fakeDevice{}, survives: true}
 	for i := range devices {
 		k.file(fmt.Sprintf("sys/block/nbd%d/size", i), "0\n")
@@ -258,7 +258,7 @@ func (d *testDisk) Reservation(context.Context) (*bridge.ReservationStatus, erro
 
 // bench is a manager over a fake kernel and disks by URL.
 type bench struct {
-	t   *testing.T
+	t   testing.TB
 	k   *fakeKernel
 	cfg Config
 
@@ -269,8 +269,10 @@ type bench struct {
 	env   map[string]string
 }
 
-func newBench(t *testing.T) *bench {
-	b := &bench{t: t, k: newFakeKernel(t, 4), disks: map[string]*testDisk{}}
+func newBench(t testing.TB) *bench { return newBenchOf(t, 4) }
+
+func newBenchOf(t testing.TB, devices int) *bench {
+	b := &bench{t: t, k: newFakeKernel(t, devices), disks: map[string]*testDisk{}}
 	b.cfg = Config{StateDir: t.TempDir(), Driver: b.k, Sys: b.k.sys(), Open: b.open}
 	return b
 }

@@ -74,7 +74,7 @@ func run(ctx context.Context, bin string, seconds float64, rounds, connections i
 	if err := errors.Join(os.Mkdir(disks, 0o755), os.Mkdir(share, 0o755)); err != nil {
 		return err
 	}
-	n, err := vm.NewNet()
+	n, err := vm.NewNet(1)
 	if err != nil {
 		return err
 	}
