@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"vdbridge/server"
 	"vdbridge/server/journal"
@@ -36,7 +37,8 @@ type ServeOptions struct {
 	MaxDialect  wire.Dialect
 	Encrypt     bool
 	ReadOnly    bool
-	CA          bool // continuously available: persistent opens, which survive the server too
+	SessionTime time.Duration // after which users must prove who they are again; 0 = when their Kerberos tickets end, if they have any
+	CA          bool          // continuously available: persistent opens, which survive the server too
 
 	// StateDir holds what survives the server; "" is a hidden directory inside of Dir, so that all servers on one directory share it.
 	StateDir string
@@ -80,6 +82,7 @@ func AwaitFileServer(ctx context.Context, o ServeOptions) (_ *FileServer, err er
 		Users:      users,
 		Kerberos:   krb,
 		MinDialect: o.MinDialect, MaxDialect: o.MaxDialect, Encrypt: o.Encrypt, Logger: o.Logger,
+		Limits: server.Limits{SessionLifetime: o.SessionTime},
 	}
 	if o.RSVDVersion != 0 {
 		disks, err := svhdx.New(svhdx.Config{Version: o.RSVDVersion, Logger: o.Logger})

@@ -114,7 +114,7 @@ func (ch *channel) bind(user string, key []byte) ntstatus.Status {
 	}
 	c.sessions[sn.id] = ch
 	sn.channels = append(sn.channels, ch)
-	c.authorised = true
+	c.authorise()
 	c.log.Info("channel added", "user", sn.user, "channels", len(sn.channels))
 	return ntstatus.Success
 }

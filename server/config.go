@@ -53,7 +53,8 @@ type Config struct {
 
 // Limits bound what clients can make the server hold. Zero values mean the defaults in the comments.
 type Limits struct {
-	MaxConnections     int   // 1024
+	MaxConnections     int   // 1024 on which somebody has logged on
+	MaxHalfOpen        int   // 256 besides, on which nobody has
 	MaxSessions        int   // 4096 in total, of them at most 256 on one connection
 	MaxTrees           int   // 1024 for each session
 	MaxOpens           int   // 65536 in total, at most half of them for one session
@@ -65,7 +66,7 @@ type Limits struct {
 	InflightTotal      int64 // 512 MiB of requests and replies of all connections
 
 	// SessionLifetime is how long a session may go on without authenticating again, 0 for ever. Clients notice nothing: they
-	// authenticate again by themselves.
+	// authenticate again by themselves. A session that began with a Kerberos ticket goes on no longer than that.
 	SessionLifetime time.Duration
 	// LogonTimeout is how long a connection may exist without a session, 30 s.
 	LogonTimeout time.Duration
@@ -82,6 +83,7 @@ func (l *Limits) setDefaults() {
 		}
 	}
 	def(&l.MaxConnections, 1024)
+	def(&l.MaxHalfOpen, 256)
 	def(&l.MaxSessions, 4096)
 	def(&l.MaxTrees, 1024)
 	def(&l.MaxOpens, 65536)

@@ -36,6 +36,7 @@ const (
 var (
 	errProtocol = errors.New("client broke the protocol")
 	errIdle     = errors.New("no session was set up in time")
+	errCrowd    = errors.New("others wanted to log on, and nobody had logged on here")
 )
 
 // conn is one connection.
@@ -398,9 +399,7 @@ func (c *conn) janitor() {
 			return
 		case now := <-t.C:
 			c.interims()
-			if life := c.srv.lim.SessionLifetime; life > 0 {
-				c.expireSessions(now.Add(-life))
-			}
+			c.expireSessions(now)
 			if n := c.released.Load(); c.queued.Load() == 0 || n != seen {
 				seen, stalled = n, 0
 			} else if stalled += janitorTick; stalled >= c.srv.lim.WriteTimeout {
@@ -410,15 +409,24 @@ func (c *conn) janitor() {
 	}
 }
 
-// expireSessions makes sessions that were authenticated before then authenticate again.
-func (c *conn) expireSessions(then time.Time) {
+// expireSessions makes sessions whose time is over authenticate again. [MS-SMB2] 3.3.6.3
+func (c *conn) expireSessions(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, ch := range c.sessions {
-		if ch.sn.proved.Load() < then.UnixNano() {
+		if end := ch.sn.ends.Load(); end != 0 && end <= now.UnixNano() {
 			ch.sn.expire()
 		}
 	}
+}
+
+// authorise notes that somebody has logged on: the connection is not one of the many that anybody can make any more. It is called by the reading goroutine.
+func (c *conn) authorise() {
+	c.authorised = true
+	s := c.srv
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetHalfOpen(c)
 }
 
 // makeInterim makes the STATUS_PENDING reply to r, the only request of its message. interimMu and mu are held.

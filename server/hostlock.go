@@ -191,6 +191,7 @@ func (h *hostLocks) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.fd != 0 {
+		h.drop(h.held) // the descriptor that this one was made of may be closed only later
 		unix.Close(h.fd)
 	}
 	h.fd, h.held, h.off = 0, 0, true

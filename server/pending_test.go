@@ -129,7 +129,7 @@ func TestReauthentication(t *testing.T) {
 	id := p.open(openReq("a"))
 	s.mu.Lock()
 	for _, sn := range s.sessions {
-		sn.channels[0].c.expireSessions(time.Now())
+		sn.expire()
 	}
 	s.mu.Unlock()
 	check(t, "WRITE after expiry", p.write(id, 0, "x"), ntstatus.NetworkSessionExpired)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,9 @@ type Server struct {
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
 	conns     map[*conn]struct{}
+	halfOpen  []*conn // those on which nobody has logged on yet, in the order of arrival
+	dropped   int     // of halfOpen, to make room, since the log was told
+	told      time.Time
 	sessions  map[uint64]*session
 	closing   bool
 	wg        sync.WaitGroup // connections
@@ -192,7 +196,7 @@ func (s *Server) start(nc net.Conn) {
 	tc := transport.NewTCP(nc, opts)
 	c := newConn(s, tc)
 	s.mu.Lock()
-	if s.closing || len(s.conns) >= s.lim.MaxConnections {
+	if s.closing || len(s.conns)-len(s.halfOpen) >= s.lim.MaxConnections {
 		full := !s.closing
 		s.mu.Unlock()
 		c.abandon()
@@ -201,16 +205,41 @@ func (s *Server) start(nc net.Conn) {
 		}
 		return
 	}
+	// Connections without a logon are for everybody to make, so they must not keep out those who can log on: when there are too many, the oldest goes. Who means to
+	// log on needs much less time than it takes to make so many.
+	var oldest *conn
+	tell := 0
+	if len(s.halfOpen) >= s.lim.MaxHalfOpen {
+		oldest, s.halfOpen = s.halfOpen[0], append(s.halfOpen[:0], s.halfOpen[1:]...)
+		if s.dropped++; time.Since(s.told) > time.Minute {
+			tell, s.dropped, s.told = s.dropped, 0, time.Now()
+		}
+	}
 	s.conns[c] = struct{}{}
+	s.halfOpen = append(s.halfOpen, c)
 	s.wg.Add(1)
 	s.mu.Unlock()
+	if oldest != nil {
+		oldest.close(errCrowd)
+	}
+	if tell > 0 {
+		s.log.Warn("too many connections on which nobody logs on: the oldest are dropped", "from", oldest.tc.RemoteAddr().String(), "limit", s.lim.MaxHalfOpen, "dropped", tell)
+	}
 	go func() {
 		defer s.wg.Done()
 		c.run()
 		s.mu.Lock()
 		delete(s.conns, c)
+		s.forgetHalfOpen(c)
 		s.mu.Unlock()
 	}()
+}
+
+// forgetHalfOpen takes a connection off the list. mu is held.
+func (s *Server) forgetHalfOpen(c *conn) {
+	if i := slices.Index(s.halfOpen, c); i >= 0 {
+		s.halfOpen = slices.Delete(s.halfOpen, i, i+1)
+	}
 }
 
 // Shutdown stops listening, lets requests that are running finish and their replies go out, then ends all connections. When ctx is

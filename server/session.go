@@ -42,7 +42,7 @@ type session struct {
 	sealer  *crypt.Sealer // the same on all channels
 	encrypt bool          // all requests must be encrypted
 
-	proved atomic.Int64 // when the user was authenticated, Unix nanoseconds
+	ends atomic.Int64 // when the user must be authenticated again, Unix nanoseconds; 0 for never. (Session.ExpirationTime)
 
 	mu       sync.RWMutex
 	channels []*channel
@@ -191,6 +191,7 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 		return ntstatus.MoreProcessingRequired, nil
 	}
 	user, key := ch.acceptor.Identity().String(), ch.acceptor.SessionKey()
+	ends := c.srv.sessionEnd(ch.acceptor)
 	ch.acceptor = nil
 	switch {
 	case binding:
@@ -204,10 +205,10 @@ func (r *request) sessionSetup() (ntstatus.Status, error) {
 			c.srv.dropSession(sn)
 			return ntstatus.AccessDenied, nil
 		}
-		sn.proved.Store(time.Now().UnixNano())
+		sn.ends.Store(ends)
 		sn.state.CompareAndSwap(sessionExpired, sessionValid)
 	default:
-		sn.proved.Store(time.Now().UnixNano())
+		sn.ends.Store(ends)
 		if st := ch.establish(user, key); st != ntstatus.Success {
 			c.srv.dropSession(sn)
 			return st, nil
@@ -253,12 +254,30 @@ func (ch *channel) establish(user string, key []byte) ntstatus.Status {
 	if c.srv.cfg.KeyLog != nil {
 		c.srv.cfg.KeyLog(sn.id, key)
 	}
-	c.authorised = true
+	c.authorise()
 	if !sn.state.CompareAndSwap(sessionInProgress, sessionValid) {
 		return ntstatus.UserSessionDeleted
 	}
 	c.log.Info("logged on", "user", user, "dialect", c.dialect, "encrypt", sn.encrypt)
 	return ntstatus.Success
+}
+
+// sessionEnd is when a session that begins now, or is authenticated again, ends: with the proof of its user's identity, which is a Kerberos ticket's end, or when the server
+// wants another one. [MS-SMB2] 3.3.5.5.3
+func (s *Server) sessionEnd(a auth.Acceptor) int64 {
+	var end time.Time
+	if e, ok := a.(auth.Expirer); ok {
+		end = e.Expiry()
+	}
+	if life := s.lim.SessionLifetime; life > 0 {
+		if own := time.Now().Add(life); end.IsZero() || own.Before(end) {
+			end = own
+		}
+	}
+	if end.IsZero() {
+		return 0
+	}
+	return end.UnixNano()
 }
 
 // newAcceptor returns the server's side of one authentication.

@@ -32,6 +32,7 @@ unless --listen names another address. When it is ready it prints one line, "rea
 			&cli.StringSliceFlag{Name: "krb5-user", Usage: "let `USER` (or USER@REALM) log on by Kerberos; may be repeated; without it, all users of the realm"},
 			&cli.BoolFlag{Name: "krb5-rc4", Usage: "let Kerberos use RC4, which is outdated, too"},
 			&cli.BoolFlag{Name: "no-ntlm", Usage: "take Kerberos only"},
+			&cli.DurationFlag{Name: "session-time", Usage: "make clients prove who they are again after `TIME`, such as 8h; with Kerberos, they must when their tickets end anyway"},
 			&cli.UintFlag{Name: "rsvd-version", Usage: "version of MS-RSVD; 0 offers no shared disks", Value: 1},
 			&cli.StringFlag{Name: "min-dialect", Usage: "oldest SMB dialect to accept: 2.1, 3.0, 3.0.2, 3.1.1", Value: "3.0"},
 			&cli.StringFlag{Name: "max-dialect", Usage: "newest SMB dialect to offer", Value: "3.1.1"},
@@ -55,8 +56,11 @@ func serve(c *cli.Context) error {
 	o := bridge.ServeOptions{
 		Dir: dir, Share: c.String("share"), UsersFile: c.String("users"), Encrypt: c.Bool("encrypt"), ReadOnly: c.Bool("read-only"), CA: c.Bool("ca"),
 		Keytab: c.String("keytab"), KerberosFor: c.StringSlice("krb5-user"), AllowRC4: c.Bool("krb5-rc4"), NoNTLM: c.Bool("no-ntlm"),
-		Pcap: c.String("pcap"), RSVDVersion: uint32(c.Uint("rsvd-version")),
+		SessionTime: c.Duration("session-time"), Pcap: c.String("pcap"), RSVDVersion: uint32(c.Uint("rsvd-version")),
 		StateDir: c.String("state-dir"), Standby: c.Bool("standby"), DiscardState: c.Bool("discard-state"),
+	}
+	if o.SessionTime < 0 {
+		return usage("--session-time is a time after a logon, and cannot be negative")
 	}
 	if o.MinDialect, err = bridge.ParseDialect(c.String("min-dialect")); err != nil {
 		return err
