@@ -65,6 +65,10 @@ func (d *Disk) writeWhole(ctx context.Context, block int64, p []byte) (done bool
 	if err := d.prepare(ctx); err != nil {
 		return false, err
 	}
+	// The format does not ask for a bitmap here, but libvhdi looks at it for the neighbours that are not present.
+	if err := d.ensureBitmap(ctx, block>>d.geo.ratioShift); err != nil {
+		return false, err
+	}
 	pl, err := d.space.take(ctx)
 	if err != nil {
 		return false, err

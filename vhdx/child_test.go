@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -210,6 +211,10 @@ func modelDisks(t *rapid.T, sector int, size int64) []*modelDisk {
 
 // TestModelKinds runs one random sequence of operations on a disk of every kind, each beside a flat array.
 func TestModelKinds(t *testing.T) {
+	if f := flag.Lookup("rapid.checks"); f != nil && f.Value.String() == f.DefValue { // five disks a time
+		must(t, f.Value.Set("30"))
+		defer func() { _ = f.Value.Set(f.DefValue) }()
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
 		sector := rapid.SampledFrom([]int{512, 4096}).Draw(t, "sector")

@@ -412,7 +412,7 @@ func (d *Disk) extents(ctx context.Context, off, n int64, e *extentRun) error {
 		}
 		switch {
 		case s.kind == spanFile:
-			err = d.fileExtents(ctx, s.at, s.n, e)
+			err = fileExtents(ctx, d.file, d.params.logical, s.at, s.n, e)
 		case s.kind == spanParent && d.parent != nil && d.parent.geo.size > off:
 			s.n = min(s.n, d.parent.geo.size-off)
 			err = d.parent.extents(ctx, off, s.n, e)
@@ -430,14 +430,14 @@ func (d *Disk) extents(ctx context.Context, off, n int64, e *extentRun) error {
 }
 
 // fileExtents adds a run that has a place in the file.
-func (d *Disk) fileExtents(ctx context.Context, at, n int64, e *extentRun) error {
-	q, ok := d.file.(RangeQuerier)
+func fileExtents(ctx context.Context, b Backing, sector, at, n int64, e *extentRun) error {
+	q, ok := b.(RangeQuerier)
 	if !ok {
 		e.add(n, false)
 		return nil
 	}
 	pos, end := at, at+n
-	mask := d.params.logical - 1
+	mask := sector - 1
 	err := q.AllocatedRanges(ctx, at, n, func(off, n int64) bool {
 		from, to := off&^mask, min((off+n+mask)&^mask, end) // runs are made of whole sectors
 		if from > pos {

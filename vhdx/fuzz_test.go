@@ -74,6 +74,88 @@ func FuzzMetadata(f *testing.F) {
 	})
 }
 
+func FuzzParentLocator(f *testing.F) {
+	l := ParentLocator{Linkage: NewGUID(), Linkage2: NewGUID(), RelativePath: `..\a.vhdx`, VolumePath: `\\?\Volume{x}\a.vhdx`, AbsolutePath: `\\?\d:\a.vhdx`, others: []locatorPair{{"x", "y"}}}
+	b, err := l.encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(b[:60])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) >= 16 {
+			b = append(locatorVHDX[:len(locatorVHDX):len(locatorVHDX)], b[16:]...)
+		}
+		l, err := decodeLocator(b, 0)
+		if err != nil {
+			return
+		}
+		_ = FileResolver{Dir: "/a/b", Root: "/a", Map: map[string]string{`d:\`: "/d"}}.Places(l)
+		c, err := l.encode()
+		if err != nil {
+			return // several keys may share one string, so that it becomes longer
+		}
+		m, err := decodeLocator(c, 0)
+		if err != nil {
+			t.Fatalf("%+v is encoded so that it cannot be decoded: %v", l, err)
+		}
+		if m.Linkage != l.Linkage || m.Linkage2 != l.Linkage2 || len(m.others) != len(l.others) {
+			t.Fatalf("%+v is encoded as %+v", l, m)
+		}
+	})
+}
+
+// FuzzBitmap compares the runs of a sector bitmap with its bits one by one, before and after a change.
+func FuzzBitmap(f *testing.F) {
+	f.Add([]byte{0xff, 0, 0x0f, 1}, uint16(3), uint16(20), true)
+	f.Add([]byte{}, uint16(0), uint16(500), false)
+	f.Fuzz(func(t *testing.T, b []byte, from, n uint16, set bool) {
+		ctx := context.Background()
+		file := crashfile.New()
+		_, _ = file.WriteAt(ctx, b[:min(len(b), 2*logSector)], 4*mib)
+		_ = file.Truncate(ctx, 6*mib)
+		var entry [8]byte
+		le.PutUint64(entry[:], 4*mib|blockPresent)
+		p := params{blockSize: mib, size: 1 << 32, logical: 512, hasParent: true}
+		g := newGeometry(&p)
+		_, _ = file.WriteAt(ctx, entry[:], 2*mib+g.bitmapEntry(0)*batEntrySize)
+		tab := newBitmapTable(newBATTable(file, extent{2 * mib, mib}, &g, true, 0, func() int64 { return 6 * mib }), 4)
+		model := make([]bool, 3*bitPageBits)
+		for i := range model {
+			if i/8 < min(len(b), 2*logSector) {
+				model[i] = b[i/8]>>(i%8)&1 != 0
+			}
+		}
+		check := func() {
+			for at := int64(0); at < int64(len(model)); {
+				want := int64(1)
+				for at+want < int64(len(model)) && model[at+want] == model[at] {
+					want++
+				}
+				present, k, err := tab.run(ctx, at, int64(len(model))-at)
+				if err != nil || present != model[at] || k != want {
+					t.Fatalf("run at %d: %v %d %v, want %v %d", at, present, k, err, model[at], want)
+				}
+				at += k
+			}
+		}
+		check()
+		var err error
+		if set {
+			_, err = tab.set(ctx, int64(from), int64(n))
+		} else {
+			_, err = tab.clear(ctx, int64(from), int64(n))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range int(n) {
+			model[int(from)+i] = set
+		}
+		check()
+	})
+}
+
 func FuzzLog(f *testing.F) {
 	l := newLogFile(f, 8)
 	l.put(f, 0, 0, 1, 5*mib, 2, 1, extent{6 * mib, logSector})
