@@ -205,15 +205,15 @@ func (t *bitmapTable) run(ctx context.Context, sector, n int64) (present bool, k
 			if p, err = t.page(ctx, s>>bitPageShift); err != nil {
 				return false, 0, err
 			}
+			if p == zeroBits {
+				return false, 0, corrupt("BAT", t.bat.region.off+t.geo.bitmapEntry(s>>bitPageShift>>chunkPageShift)*batEntrySize,
+					"chunk %d has no sector bitmap, and a block that needs it", s>>bitPageShift>>chunkPageShift)
+			}
 		}
 		bit := s & 63
 		w := p.w[s>>6&(bitPageWords-1)].Load()
 		if k == 0 {
 			present = w>>bit&1 != 0
-		}
-		if p == zeroBits && !present {
-			k += bitPageBits - s&(bitPageBits-1)
-			continue
 		}
 		if present {
 			w = ^w
@@ -251,9 +251,6 @@ func (t *bitmapTable) change(ctx context.Context, sector, n int64, present bool)
 		p, err := t.page(ctx, sector>>bitPageShift)
 		if err != nil {
 			return changed, err
-		}
-		if p == zeroBits {
-			return changed, corrupt("BAT", -1, "the sector bitmap of chunk %d is missing", sector>>bitPageShift>>chunkPageShift)
 		}
 		slot := &t.chunks[p.index>>chunkPageShift].Load().pages[p.index&(chunkPages-1)]
 		t.mu.Lock()

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -227,15 +228,24 @@ func fuzzBase(t testing.TB, dirty bool) *crashfile.File {
 // FuzzOpen changes bytes in the structures of an image, puts checksums right where asked, and uses what opens. Whatever is in it: no panic, no endless
 // work, and an image that Check finds sound can be written and stays sound.
 func FuzzOpen(f *testing.F) {
-	bases := []*crashfile.File{fuzzBase(f, false), fuzzBase(f, true)}
+	files := memFiles{"base": fuzzBase(f, false)}
+	files.child(f, "child", "base", ChildOptions{BlockSize: mib})
+	kid := files.open(f, "child", Options{})
+	part := bytes.Repeat([]byte{5}, 3*512)
+	if err := errors.Join(kid.Write(context.Background(), part, 512, false), kid.Write(context.Background(), bytes.Repeat(part, 700)[:mib], 3*mib, false),
+		kid.Trim(context.Background(), 6*mib, mib), kid.Close()); err != nil {
+		f.Fatal(err)
+	}
+	bases := []*crashfile.File{fuzzBase(f, false), fuzzBase(f, true), files["child"]}
 	f.Add(uint8(0), []byte{0, 0, 0, 0}, true)
 	f.Add(uint8(1), []byte{5, 0, 8, 0xff, 5, 0, 16, 1}, true)
+	f.Add(uint8(2), []byte{5, 0, 0, 7, 9, 0, 0, 0, 10, 0, 4, 0xff}, true)
 	f.Add(uint8(0), []byte{5, 0, 1, 0x06, 5, 0, 2, 0x60, 5, 0, 3, 0x06}, true)
 	f.Fuzz(func(t *testing.T, which uint8, patch []byte, sums bool) {
 		file := bases[int(which)%len(bases)].Clone()
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		starts := []int64{0, header1Offset, header2Offset, region1Offset, region2Offset, 3 * mib, 2 * mib, 2*mib + metaTableSize, mib}
+		starts := []int64{0, header1Offset, header2Offset, region1Offset, region2Offset, 3 * mib, 2 * mib, 2*mib + metaTableSize, mib, 3*mib + 8192*8, 4 * mib}
 		for ; len(patch) >= 4; patch = patch[4:] {
 			at := starts[int(patch[0])%len(starts)] + int64(patch[1])<<8 + int64(patch[2])
 			_, _ = file.WriteAt(ctx, patch[3:4], at)
@@ -248,13 +258,13 @@ func FuzzOpen(f *testing.F) {
 				_, _ = file.WriteAt(ctx, b[4:8], x.off+4)
 			}
 		}
-		r, err := Check(ctx, file.Clone())
+		r, err := CheckWith(ctx, file.Clone(), CheckOptions{Resolver: files, Name: "child"})
 		if err != nil && ctx.Err() != nil {
 			t.Fatal("check takes for ever")
 		}
-		sound := err == nil && r.State != StateCorrupt && r.Info.Kind != KindDifferencing
+		sound := err == nil && r.State != StateCorrupt
 		p := make([]byte, 4096)
-		if d, err := Open(ctx, file.Clone(), Options{ReadOnly: true}); err == nil {
+		if d, err := Open(ctx, file.Clone(), Options{ReadOnly: true, Resolver: files, Name: "child"}); err == nil {
 			for off := int64(0); off < min(d.Size(), 16*mib) && d.Size()-off >= 4096; off += mib {
 				if err := d.Read(ctx, p, off); err != nil && sound {
 					t.Fatalf("read of an image that is said to be sound: %v", err)
@@ -266,7 +276,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatalf("check finds nothing (%+v), but it does not open: %v", r.Findings, err)
 		}
 		rw := file.Clone()
-		d, err := Open(ctx, rw, Options{})
+		d, err := Open(ctx, rw, files.options("child"))
 		if err != nil {
 			if sound {
 				t.Fatalf("check finds nothing, but it does not open for writing: %v", err)

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -427,4 +428,76 @@ func TestNoAllocations(t *testing.T) {
 			t.Errorf("%s allocates %v times", name, n)
 		}
 	}
+}
+
+// TestMissingBitmap has a block that is partially present in a chunk without bitmap: nobody can tell what is whose, so it is neither read nor written.
+func TestMissingBitmap(t *testing.T) {
+	ctx := t.Context()
+	files := memFiles{"base": fuzzBase(t, false)}
+	files.child(t, "child", "base", ChildOptions{BlockSize: mib})
+	d := files.open(t, "child", Options{})
+	must(t, errors.Join(d.Write(ctx, make([]byte, 512), 0, false), d.Close()))
+	edit(t, files["child"], d.layout.bat.off+d.geo.bitmapEntry(0)*batEntrySize, make([]byte, 8)...)
+	r, err := Check(ctx, files["child"].Clone())
+	if err != nil || r.State != StateCorrupt || r.Findings[len(r.Findings)-1].Code == "" {
+		t.Errorf("check: %v %+v", err, r)
+	}
+	found := false
+	for _, g := range r.Findings {
+		found = found || g.Code == CodeBitmapMissing
+	}
+	if !found {
+		t.Errorf("%+v", r.Findings)
+	}
+	d = files.open(t, "child", Options{})
+	p := make([]byte, 512)
+	if err := d.Read(ctx, p, 512); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("read: %v", err)
+	}
+	if err := d.Write(ctx, p, 1024, false); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("write: %v", err)
+	}
+	must(t, d.Read(ctx, p, 2*mib))
+	must(t, d.Close())
+}
+
+// TestForeignMetadata keeps items that others have put into the metadata: through a change of them, in a child, and in a merge.
+func TestForeignMetadata(t *testing.T) {
+	ctx := t.Context()
+	mine, disk := NewGUID(), NewGUID()
+	o, err := CreateOptions{Size: 8 * mib, BlockSize: mib}.complete()
+	must(t, err)
+	o.extra = []metaItem{{metaEntry{id: mine, user: true}, []byte("of the file")}, {metaEntry{id: disk, user: true, disk: true}, bytes.Repeat([]byte("of the disk"), 500)}}
+	files := memFiles{"base": crashfile.New()}
+	must(t, create(ctx, kept{files["base"]}, &o))
+	has := func(name string, want ...metaItem) {
+		t.Helper()
+		d := files.open(t, name, Options{ReadOnly: true})
+		n := 0
+		for _, e := range d.meta {
+			for _, w := range want {
+				if e.id == w.id {
+					n++
+					v := make([]byte, e.length)
+					if err := readFull(ctx, d.file, v, d.layout.meta.off+int64(e.offset)); err != nil || !bytes.Equal(v, w.data) || e.user != w.user || e.disk != w.disk {
+						t.Errorf("%s: item %s: %q %v", name, e.id, v, err)
+					}
+				}
+			}
+		}
+		if users := d.Info().UserMetadataItems; n != len(want) || users != n {
+			t.Errorf("%s has %d of %d items, and %d", name, n, len(want), users)
+		}
+		must(t, d.Close())
+	}
+	has("base", o.extra...)
+	d := files.open(t, "base", Options{})
+	must(t, errors.Join(d.Resize(ctx, 9*mib, ResizeOptions{}), d.Close()))
+	has("base", o.extra...)
+	files.child(t, "child", "base", ChildOptions{})
+	has("child", o.extra[1])
+	if _, err := Merge(ctx, kept{files["child"]}, MergeOptions{Resolver: files, Name: "child"}); err != nil {
+		t.Fatal(err)
+	}
+	has("base", o.extra...)
 }

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"unicode/utf16"
 
-	"vdbridge/test/lab"
 	"vdbridge/vhdx"
 	"vdbridge/vhdx/crashfile"
 )
@@ -318,7 +317,7 @@ func run(t testing.TB, name string, args ...string) string {
 
 func tool(t testing.TB, name string) string {
 	t.Helper()
-	p, err := lab.Look(name)
+	p, err := exec.LookPath(name)
 	if err != nil && os.Getenv("VDBRIDGE_REQUIRE_TOOLS") == "1" {
 		t.Fatalf("%s is needed (VDBRIDGE_REQUIRE_TOOLS=1): %v", name, err)
 	}

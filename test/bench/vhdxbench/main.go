@@ -1,5 +1,5 @@
 // Command vhdxbench measures our VHDX code beside qemu-nbd's on the same image, each behind its own NBD server with fio's nbd engine as the client,
-// and the memory that opening a disk of 64 TiB takes. It prints Markdown.
+// filling a new image, reading through a chain of differencing disks, and the memory that opening a disk of 64 TiB takes. It prints Markdown.
 //
 //	go run ./test/bench/vhdxbench [-bin bin/vdbridge] [-seconds 2] [-rounds 5]
 package main
@@ -122,6 +122,12 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) error {
 		if _, err := lab.Run(ctx, "qemu-img", "check", "-f", "vhdx", image(name)); err != nil {
 			return err
 		}
+	}
+	if err := fill(ctx, vd, qemu, dir, rounds); err != nil {
+		return fmt.Errorf("fill: %w", err)
+	}
+	if err := chain(ctx, vd, dir, seconds, rounds); err != nil {
+		return fmt.Errorf("chain: %w", err)
 	}
 	return memory(ctx, vd, dir, seconds)
 }
