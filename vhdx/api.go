@@ -40,6 +40,8 @@ type Disk struct {
 	size       atomic.Int64 // of the disk; geo changes only while nobody is inside the gate
 	cacheBytes int64
 
+	opts Options // how it was opened
+
 	infoMu  sync.Mutex
 	info    Info
 	locator *ParentLocator
@@ -134,7 +136,7 @@ func (d *Disk) open(ctx context.Context, b Backing, p *image, o *Options) error 
 		return corrupt("BAT", p.layout.bat.off, "its region has %d bytes, the disk needs %d", p.layout.bat.n, need)
 	}
 	d.size.Store(d.geo.size)
-	d.cacheBytes = o.BATCacheBytes
+	d.cacheBytes, d.opts = o.BATCacheBytes, *o
 	d.info = p.info(&d.geo)
 	d.info.Name = o.Name
 	if d.locator != nil {

@@ -117,7 +117,12 @@ func identify(ctx context.Context, b Backing) (header, error) {
 }
 
 // Parent is the parent of a differencing disk, open for reading as part of its chain; nil if it has none. It must not be closed.
-func (d *Disk) Parent() *Disk { return d.parent }
+// [Disk.MergeParent] exchanges it.
+func (d *Disk) Parent() *Disk {
+	d.infoMu.Lock()
+	defer d.infoMu.Unlock()
+	return d.parent
+}
 
 // Locator is a copy of the parent locator of a differencing disk; nil if it is none.
 func (d *Disk) Locator() *ParentLocator {
@@ -133,7 +138,7 @@ func (d *Disk) Locator() *ParentLocator {
 // Chain describes the images from the disk itself up to the one without a parent.
 func (d *Disk) Chain() []Info {
 	var out []Info
-	for ; d != nil; d = d.parent {
+	for ; d != nil; d = d.Parent() {
 		out = append(out, d.Info())
 	}
 	return out

@@ -54,10 +54,20 @@ func mergeDisk(ctx context.Context, c *Disk, o *Options, progress Progress) (str
 
 // merge copies what c itself has into p, its parent.
 func merge(ctx context.Context, c, p *Disk, progress Progress) error {
+	if err := mergeBegin(ctx, c, p); err != nil {
+		return err
+	}
+	if err := copyOwn(ctx, c, p, progress); err != nil {
+		return err
+	}
+	return mergeEnd(ctx, c, p)
+}
+
+// mergeBegin lets the child know the parent by its new GUID, too, gives it that, and makes it large enough.
+func mergeBegin(ctx context.Context, c, p *Disk) error {
 	if c.params.logical != p.params.logical {
 		return corrupt("metadata", c.layout.meta.off, "the sectors of the image have %d bytes, those of its parent %d", c.params.logical, p.params.logical)
 	}
-	// The child knows the parent by its old name and by its new one, before the parent gets the new one.
 	l := *c.Locator()
 	l.Linkage, l.Linkage2 = p.session.header().dataWriteGUID, NewGUID()
 	if err := c.SetParent(ctx, l); err != nil {
@@ -67,13 +77,13 @@ func merge(ctx context.Context, c, p *Disk, progress Progress) error {
 		return err
 	}
 	if p.geo.size < c.geo.size {
-		if err := p.Resize(ctx, c.geo.size, ResizeOptions{}); err != nil {
-			return err
-		}
+		return p.Resize(ctx, c.geo.size, ResizeOptions{})
 	}
-	if err := copyOwn(ctx, c, p, progress); err != nil {
-		return err
-	}
+	return nil
+}
+
+// mergeEnd makes size and metadata of the parent those of the child, and all of it durable.
+func mergeEnd(ctx context.Context, c, p *Disk) error {
 	if p.geo.size > c.geo.size {
 		if err := p.Resize(ctx, c.geo.size, ResizeOptions{Discard: true}); err != nil {
 			return err

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -133,6 +135,140 @@ func TestMergeMiddle(t *testing.T) {
 	if d.Info().DataWriteGUID != guid || len(d.Chain()) != 2 {
 		t.Errorf("another parent is another disk now: %+v", d.Chain())
 	}
+	must(t, d.Close())
+}
+
+// TestMergeParent takes images out of a chain whose topmost is being written to, until the base alone is left below.
+func TestMergeParent(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("%d.vhdx", i)) }
+	const size, levels = 24 * mib, 4
+	var want [size]byte
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range levels {
+		if i == 0 {
+			must(t, CreateFile(ctx, path(0), CreateOptions{Size: size, BlockSize: mib}))
+		} else { // the second one is larger than its parent
+			o := ChildOptions{BlockSize: mib << (i % 2), Size: size}
+			must(t, CreateChildFile(ctx, path(i), path(i-1), o))
+		}
+		d, err := OpenFile(ctx, path(i), Options{})
+		must(t, err)
+		for range 30 {
+			off := rng.Int64N(size/512-300) * 512
+			n := 512 * (1 + rng.Int64N(200))
+			noise(want[off:off+n], rng.Uint64())
+			must(t, d.Write(ctx, want[off:off+n], off, false))
+		}
+		clear(want[int64(i)*2*mib : int64(i)*2*mib+2*mib])
+		must(t, errors.Join(d.WriteZeroes(ctx, int64(i)*2*mib, 2*mib, true, false), d.Close()))
+	}
+	d, err := OpenFile(ctx, path(levels-1), Options{})
+	must(t, err)
+	var mu sync.Mutex
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for w := range uint64(3) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(w, 9))
+			p := make([]byte, 8192)
+			for i := uint64(0); !stop.Load(); i++ {
+				n := 512 * (1 + rng.Int64N(16))
+				off := rng.Int64N(size/512-16) * 512
+				var err error
+				mu.Lock() // one at a time beside the model; the merge runs beside
+				if i%3 == 0 {
+					noise(want[off:off+n], rng.Uint64())
+					err = d.Write(ctx, want[off:off+n], off, false)
+				} else if err = d.Read(ctx, p[:n], off); err == nil && !bytes.Equal(p[:n], want[off:off+n]) {
+					err = fmt.Errorf("%d bytes at %d differ", n, off)
+				}
+				mu.Unlock()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	guid := d.Info().DataWriteGUID
+	for i := levels - 2; i > 0; i-- {
+		if err := d.MergeParent(ctx, MergeParentOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if c := d.Chain(); len(c) != i+1 {
+			t.Errorf("%d images are left: %+v", len(c), c)
+		}
+		must(t, os.Remove(path(i)))
+	}
+	stop.Store(true)
+	wg.Wait()
+	if err := d.MergeParent(ctx, MergeParentOptions{}); !errors.Is(err, ErrUnsupported) {
+		t.Errorf("with the base alone: %v", err)
+	}
+	if g := d.Info().DataWriteGUID; g == guid && guid == (GUID{}) {
+		t.Error("no GUID")
+	}
+	got := make([]byte, size)
+	must(t, d.Read(ctx, got, 0))
+	if !bytes.Equal(got, want[:]) {
+		t.Error("other data after merging")
+	}
+	must(t, d.Close())
+	d, err = OpenFile(ctx, path(levels-1), Options{})
+	must(t, err)
+	must(t, d.Read(ctx, got, 0))
+	if !bytes.Equal(got, want[:]) || len(d.Chain()) != 2 {
+		t.Error("other data after opening again")
+	}
+	must(t, d.Close())
+	strictCheck(t, path(0))
+}
+
+// TestMergeParentRefused changes nothing when an image of the chain is in use, or when the new parent would not be found; a cancel leaves the chain as it was.
+func TestMergeParentRefused(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("%d.vhdx", i)) }
+	must(t, CreateFile(ctx, path(0), CreateOptions{Size: 8 * mib, BlockSize: mib}))
+	must(t, CreateChildFile(ctx, path(1), path(0), ChildOptions{BlockSize: mib}))
+	m, err := OpenFile(ctx, path(1), Options{})
+	must(t, err)
+	p := bytes.Repeat([]byte{8}, 6*mib)
+	must(t, errors.Join(m.Write(ctx, p, 0, false), m.Close()))
+	must(t, CreateChildFile(ctx, path(2), path(1), ChildOptions{BlockSize: mib}))
+	must(t, CreateChildFile(ctx, path(3), path(1), ChildOptions{BlockSize: mib}))
+	d, err := OpenFile(ctx, path(2), Options{})
+	must(t, err)
+	reads := func(what string) {
+		t.Helper()
+		q := make([]byte, len(p))
+		if err := d.Read(ctx, q, 0); err != nil || !bytes.Equal(p, q) || len(d.Chain()) != 3 {
+			t.Errorf("%s: %v, a chain of %d", what, err, len(d.Chain()))
+		}
+	}
+	sibling, err := OpenFile(ctx, path(3), Options{ReadOnly: true})
+	must(t, err)
+	if err := d.MergeParent(ctx, MergeParentOptions{}); !errors.Is(err, ErrInUse) {
+		t.Errorf("beside another child: %v", err)
+	}
+	reads("in use")
+	must(t, sibling.Close())
+	if err := d.MergeParent(ctx, MergeParentOptions{Parent: ParentLocator{RelativePath: `.\3.vhdx`}}); err == nil {
+		t.Error("a path to another image is taken")
+	}
+	reads("another path")
+	stopped, cancel := context.WithCancel(ctx)
+	if err := d.MergeParent(stopped, MergeParentOptions{Progress: func(int64, int64) { cancel() }}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	reads("cancelled")
+	must(t, d.Close())
+	d, err = OpenFile(ctx, path(2), Options{})
+	must(t, err)
+	reads("cancelled and opened again")
+	must(t, d.MergeParent(ctx, MergeParentOptions{}))
 	must(t, d.Close())
 }
 
