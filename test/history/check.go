@@ -169,6 +169,17 @@ func explain(h []*Op, patience time.Duration, verdict porcupine.CheckResult) str
 			b.WriteString("  " + o.String() + "\n")
 		}
 	}
+	b.WriteString("  what was seen comes from:\n")
+	for _, o := range h {
+		if o.Return != ends[i] || o.Kind != Read {
+			continue
+		}
+		for _, w := range h {
+			if w.Kind != Read && w.data() && w.maybe == 0 && len(w.Vals) > 0 && w.Vals[0] != 0 && slices.Contains(o.Vals, w.Vals[0]) {
+				b.WriteString("  " + w.String() + "\n")
+			}
+		}
+	}
 	b.WriteString("  the last:\n")
 	for _, o := range part {
 		mark := "  "

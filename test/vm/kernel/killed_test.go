@@ -257,3 +257,74 @@ exit $status`)
 	}
 	t.Logf("%s, %d kills", good, kills)
 }
+
+// TestNBDKilled lets fio write and verify on the kernel's nbd device, an export of `vdbridge nbd --on-loss hold`, while the server below is killed and started again. The kernel must
+// notice nothing but the time, and afterwards the image must be sound and have, byte for byte, what the kernel saw.
+func TestNBDKilled(t *testing.T) {
+	vm.Need(t, "nbd-client", "fio", "qemu-img")
+	s := seed(t)
+	kills := int(number(t, killsName, 2))
+	net := vm.NewTestNet(t)
+	disks, share := t.TempDir(), t.TempDir()
+	vd, err := lab.NewProgram(lab.Vdbridge(t), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	vd.Start = net.StartCommand
+	image := filepath.Join(disks, "disk.vhdx")
+	run(t, "qemu-img", "create", "-q", "-f", "vhdx", "-o", "subformat=dynamic", image, "128M")
+	v := newVictim(t, func() (*lab.Proc, error) {
+		p, _, err := vd.Serve(t.Context(), disks, "127.0.0.1:"+serverPort, "--ca", "--log-level", "info")
+		return p, err
+	})
+	export, _, err := vd.NBD(t.Context(), lab.URL("127.0.0.1:"+serverPort, "disk.vhdx"), vm.HostAddr+":10809", "--mode", "rsvd", "--on-loss", "hold", "--channels", "2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := strings.NewReplacer("SHARE", share, "ADDR", vm.HostAddr, "SEED", fmt.Sprint(s)).Replace(`
+cd SHARE
+nbd-client ADDR 10809 /dev/nbd0 -C 2 || exit 1
+echo working
+n=0
+while [ ! -e stop ]; do
+	n=$((n + 1))
+	fio --name=v --filename=/dev/nbd0 --direct=1 --rw=randwrite --bsrange=4k-64k --size=96M --io_size=24M --iodepth=16 --ioengine=libaio --randseed=$((SEED + n)) --fsync=32 \
+		--verify=crc32c --verify_fatal=1 --do_verify=1 --minimal >fio.log 2>&1 || { cat fio.log; dmesg | tail -5; exit 1; }
+done
+echo "rounds $n"
+dmesg | grep -i 'nbd0.*\(error\|timed\)' && exit 1
+blockdev --flushbufs /dev/nbd0
+echo "device $(sha256sum </dev/nbd0)"
+nbd-client -d /dev/nbd0
+`)
+	out, done := watch("working"), make(chan struct{})
+	var tormented sync.WaitGroup
+	tormented.Go(func() {
+		v.torment(kills, rand.New(rand.NewPCG(s, 1)), "", out.seen, done)
+		_ = os.WriteFile(filepath.Join(share, "stop"), nil, 0o644)
+	})
+	res, err := vm.Run(t.Context(), vm.Options{Network: net, Modules: []string{"nbd"}, Share: []string{share}, Script: script, Output: out,
+		Timeout: 2*time.Minute + time.Duration(kills)*20*time.Second})
+	close(done)
+	tormented.Wait()
+	if err != nil || res.Status != 0 {
+		t.Fatalf("the guest: %v, status %d:\n%s\nthe export:\n%s", err, res.Status, res.Output, export.Output())
+	}
+	if err := export.Stop(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.p.Stop(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	_, device, _ := strings.Cut(res.Output, "device ")
+	device, _, _ = strings.Cut(device, " ")
+	run(t, "qemu-img", "check", "-f", "vhdx", image)
+	raw := filepath.Join(t.TempDir(), "raw")
+	run(t, "qemu-img", "convert", "-f", "vhdx", "-O", "raw", image, raw)
+	if h := hashFile(t, raw); h != device {
+		t.Errorf("the kernel saw a disk with SHA-256 %s, the image has %s", device, h)
+	}
+	_, rounds, _ := strings.Cut(res.Output, "rounds ")
+	rounds, _, _ = strings.Cut(rounds, "\n")
+	t.Logf("%s rounds of fio, %d kills", rounds, kills)
+}
