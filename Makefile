@@ -12,7 +12,7 @@ DEMO_SIZE ?= full
 RUN       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-quick test-vm test-soak bench demo demo-cluster lint fuzz clean
+.PHONY: help setup build test test-quick test-vm test-soak test-mutations bench demo demo-cluster lint fuzz clean
 
 help: ## list the targets
 	@echo "vdbridge $(VERSION). Targets:"; echo
@@ -33,11 +33,14 @@ test-quick: ## unit tests only: no race detector, no guests, missing tools are s
 	@$(GO) test $$($(GO) list ./... | grep -Ev '/test/(vm|cluster)')
 
 test-vm: setup build ## tests with a real kernel and a real domain (User-Mode Linux guests, Samba AD; needs root)
-	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_VM=all VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v -timeout 30m $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/cluster ./test/krb5
+	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_ADDC=1 VDBRIDGE_KILLS=10 VDBRIDGE_VM=all VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' $(GO) test -count=1 -v -timeout 30m $(if $(RUN),-run '$(RUN)') ./test/vm/... ./test/cluster ./test/krb5
 
 test-soak: setup build ## the whole chain under load and verification for SOAK=10m
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 -run Soak ./test/soak
 	@VDBRIDGE_REQUIRE_TOOLS=1 VDBRIDGE_BIN='$(CURDIR)/bin/vdbridge' VDBRIDGE_SOAK='$(SOAK)' $(GO) test -count=1 -v -timeout 0 ./test/history
+
+test-mutations: setup ## break the code on purpose, and show that the histories of test/history find it (RUN='name')
+	@VDBRIDGE_REQUIRE_TOOLS=1 $(GO) run ./test/history/mutate $(if $(RUN),-run '$(RUN)')
 
 bench: setup build ## measure beside other programs; writes docs/benchmarks.md
 	@GO='$(GO)' scripts/bench.sh
