@@ -84,7 +84,19 @@ func TestKernelResendsDoNotOvertake(t *testing.T) {
 	b, _ := kernelSide(t, srv, x)
 	a.request(wireRequest{cmd: cmdWrite, cookie: 1, length: 4096}, old)
 	<-begun
+	a.request(wireRequest{cmd: cmdWrite, cookie: 9, offset: 512, length: 512}, old[:512]) // waits behind the first
+	for srv.budget.used.Load() < 2*requestCost+4096+512 {
+		<-time.After(time.Millisecond)
+	}
+	before := srv.budget.used.Load()
 	a.c.Close() // the kernel gives up
+	// What had not begun is dropped at once, not after the time that a client gets that may still listen.
+	for deadline := time.Now().Add(srv.cfg.DrainTimeout / 2); srv.budget.used.Load() >= before; {
+		if time.Now().After(deadline) {
+			t.Fatal("a request that had not begun is kept though its connection is dead")
+		}
+		<-time.After(time.Millisecond)
+	}
 	b.request(wireRequest{cmd: cmdWrite, cookie: 2, length: 4096}, old)
 	// The disk answers reads, and other places can be written, while the old write is stuck.
 	b.expect(0, wireRequest{cmd: cmdRead, cookie: 3, offset: 8192, length: 512}, nil)

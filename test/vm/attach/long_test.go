@@ -1,8 +1,14 @@
 package attach
 
 import (
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
+
+	"vdbridge/test/lab"
+	"vdbridge/test/vm"
 )
 
 // File systems live on attached devices: made, filled, unmounted, checked, with space given back.
@@ -108,4 +114,63 @@ rm -f fg; "$V" attach --foreground here >fg 2>fg.log & P=$!
 poll 20 grep -q 'ready /dev/nbd4' fg
 must vd detach here; wait $P || fail "foreground after detach: $(cat fg.log)"
 `, "busybox")
+}
+
+// Nobody takes the device back in time: its users get errors and no process is stuck. The daemon that comes after all makes it work again.
+func TestNoDaemonInTime(t *testing.T) {
+	long(t)
+	script(t, 4*time.Minute, `
+vd create disks/a.vhdx --size 64M >/dev/null
+serve
+D=$(attach a.vhdx --on-loss fail --io-timeout 2s) || fail attach
+must dd if=$D of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null
+kill -9 $(daemon_pid); start=$(date +%s)
+dd if=/dev/zero of=$D bs=4k count=1 oflag=direct 2>/dev/null && fail "a write without a daemon"
+took=$(($(date +%s) - start)); [ $took -ge 20 ] && [ $took -le 90 ] || fail "the error came after ${took}s"
+daemon
+poll 20 sh -c "$V status $D | grep -q '2 of 2 alive'"
+must dd if=/dev/zero of=$D bs=4k count=8 oflag=direct 2>/dev/null
+must dd if=$D of=/dev/null bs=4k count=8 iflag=direct 2>/dev/null
+must vd detach $D
+D=$(attach a.vhdx) || fail "attach again"
+must vd detach $D
+`)
+}
+
+// A guest that is short of memory writes much more to the device than it has memory. The daemon has to serve the writing that gives memory back.
+func TestShortOfMemory(t *testing.T) {
+	long(t)
+	vm.Need(t, "mkfs.ext4")
+	n := vm.NewTestNet(t)
+	dir, disks := t.TempDir(), t.TempDir()
+	vd, err := lab.NewProgram(lab.Vdbridge(t), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vd.Start = n.StartCommand
+	if _, err := vd.Run(t.Context(), "create", filepath.Join(disks, "a.vhdx"), "--size", "1G"); err != nil {
+		t.Fatal(err)
+	}
+	server, addr, err := vd.Serve(t.Context(), disks, vm.HostAddr+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Kill()
+	out := vm.MustRun(t, vm.Options{Network: n, Share: []string{dir, filepath.Dir(vd.Bin)}, Memory: "224M", Timeout: 5 * time.Minute, Script: `set -e
+D=$(` + vd.Bin + ` attach ` + lab.URL(addr, "a.vhdx") + ` --password-file ` + filepath.Join(dir, "password") + `)
+P=$(cat /run/vdbridge/daemon.lock)
+grep VmLck /proc/$P/status
+cat /proc/$P/oom_score_adj
+mkfs.ext4 -q -F $D; mkdir -p /mnt/a; mount $D /mnt/a
+dd if=/dev/urandom of=/mnt/a/seed bs=1M count=16 2>/dev/null
+for i in $(seq 30); do cat /mnt/a/seed >/mnt/a/f$i; done; sync
+echo 3 >/proc/sys/vm/drop_caches
+s=$(sha256sum </mnt/a/seed); for i in 1 15 30; do [ "$s" = "$(sha256sum </mnt/a/f$i)" ]; done
+umount /mnt/a
+` + vd.Bin + ` detach $D
+echo all good`})
+	locked := regexp.MustCompile(`VmLck:\s*([0-9]+) kB`).FindStringSubmatch(out)
+	if !strings.Contains(out, "all good") || locked == nil || locked[1] == "0" || !strings.Contains(out, "\n-1000\n") {
+		t.Error(out)
+	}
 }
