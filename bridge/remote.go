@@ -72,7 +72,7 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 		}
 		return smb.Dial(ctx, addr, previous)
 	}
-	r.link, err = link.New(link.Config{Addresses: r.addrs, Dial: dial, Policy: o.OnLoss, AttemptTimeout: o.Timeout, Pulse: o.pulse, Logger: o.Logger})
+	r.link, err = link.New(link.Config{Addresses: r.addrs, Dial: dial, Policy: o.OnLoss, AttemptTimeout: o.Timeout, Pulse: cmp.Or(o.pulse, defaultPulse), Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +84,10 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 
 // defaultServerTimeout is how long a server that is to be held on to may be silent before it is taken for lost.
 const defaultServerTimeout = 20 * time.Second
+
+// defaultPulse is how often the server is asked for a sign of life, and how we stand with a shared disk: so long it can take until a registration that another
+// process has made for us is known here.
+const defaultPulse = 3 * time.Second
 
 // parts is what the connection consists of now.
 func (r *Remote) parts() (*client.Conn, *client.Session, *client.Tree) {

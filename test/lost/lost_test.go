@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"vdbridge/test/faultnet"
 	"vdbridge/test/lab"
 	"vdbridge/test/leak"
 )
@@ -427,5 +428,80 @@ func TestEndWhileLost(t *testing.T) {
 	}
 	if d := time.Since(start); d > 15*time.Second {
 		t.Errorf("it took %v", d)
+	}
+}
+
+// A host that was pre-empted while it was away is shut out, and says so, until it is registered again from the command line.
+func TestPreemptedWhileAway(t *testing.T) {
+	w := newWorld(t, "--ca")
+	relay, err := faultnet.NewRelay("tcp", "127.0.0.1:0", w.addr, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { relay.Close() })
+	direct := w.addr
+	_, cb := w.attach("--initiator", "b")
+	w.addr = relay.Addr()
+	a, ca := w.attach("--initiator", "a")
+	pr := func(addr string, args ...string) {
+		t.Helper()
+		args = append(append([]string{"pr"}, args...), w.vd.ClientArgs()...)
+		if out, err := w.vd.Run(t.Context(), append(args, lab.URL(addr, "a.vhdx"))...); err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+	}
+	pr(direct, "register", "--initiator", "b", "--key", "0xb2")
+	pr(relay.Addr(), "register", "--initiator", "a", "--key", "0xa1")
+	pr(relay.Addr(), "reserve", "--initiator", "a", "--key", "0xa1", "--type", "wero")
+	if err := errors.Join(ca.write(0, content(0, 1)), ca.flush()); err != nil {
+		t.Fatal(err)
+	}
+	relay.SetDown(true)
+	if err := a.WaitOutput(t.Context(), "the server is lost"); err != nil {
+		t.Fatal(err)
+	}
+	var pending []chan error
+	for slot := range depth {
+		pending = append(pending, ca.start(nbdWrite, 0, int64(slot)*unit, unit, content(slot, 2), nil))
+	}
+	pr(direct, "preempt", "--initiator", "b", "--key", "0xb2", "--victim", "0xa1", "--type", "wero")
+	pr(direct, "release", "--initiator", "b", "--key", "0xb2", "--type", "wero") // now only the host's own conscience keeps it from writing
+	relay.SetDown(false)
+	for slot, ch := range pending {
+		if err := <-ch; err == nil {
+			t.Errorf("the outstanding write of slot %d was carried out", slot)
+		}
+	}
+	if err := a.WaitOutput(t.Context(), "vdbridge pr register"); err != nil { // what to do
+		t.Fatal(err)
+	}
+	if err := ca.write(0, content(0, 3)); err == nil {
+		t.Error("a host that is shut out has written")
+	}
+	q, zero := make([]byte, unit), make([]byte, unit)
+	for slot := range depth {
+		want := zero
+		if slot == 0 {
+			want = content(0, 1)
+		}
+		if err := cb.read(int64(slot)*unit, q); err != nil || !bytes.Equal(q, want) {
+			t.Errorf("slot %d was written (%v)", slot, err)
+		}
+	}
+	pr(relay.Addr(), "register", "--initiator", "a", "--key", "0xa3")
+	ok := false
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 1000 {
+		if ok = ca.write(0, content(0, 4)) == nil; ok {
+			break
+		}
+		<-tick.C
+	}
+	if !ok {
+		t.Errorf("it is registered again, and cannot write:\n%s", a.Output())
+	}
+	if err := a.Stop(20 * time.Second); err != nil {
+		t.Error(err)
 	}
 }
