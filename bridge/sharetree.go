@@ -151,7 +151,7 @@ func (t *shareTree) OpenDisk(ctx context.Context, path string, write bool) (fuse
 // shareAttr makes attributes of what SMB has: it knows no owners and one permission.
 func shareAttr(attributes uint32, size, allocated int64, written, accessed, changed time.Time, id uint64, links uint32) fusefs.Attr {
 	a := fusefs.Attr{
-		Ino: id, Perm: 0o644, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Links: links, Size: size, Allocated: allocated, Modified: written, Accessed: accessed, Meta: changed,
+		Ino: id, Perm: 0o644, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Links: max(links, 1), Size: size, Allocated: allocated, Modified: written, Accessed: accessed, Meta: changed,
 	}
 	switch {
 	case attributes&fscc.AttrDirectory != 0:

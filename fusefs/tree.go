@@ -68,7 +68,7 @@ type Attr struct {
 	Ino                      uint64 // 0: not known
 	Perm                     uint32 // permission bits
 	UID, GID                 uint32
-	Links                    uint32 // 0: not known
+	Links                    uint32
 	Size, Allocated          int64
 	Modified, Accessed, Meta time.Time // Meta: the last change of the attributes; zero: as Modified
 	Rdev                     uint64

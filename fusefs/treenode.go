@@ -100,9 +100,6 @@ func (a *Attr) fill(out *fuse.Attr) {
 	out.Ino = a.Ino
 	out.Uid, out.Gid, out.Rdev = a.UID, a.GID, uint32(a.Rdev)
 	out.Nlink = a.Links
-	if out.Nlink == 0 {
-		out.Nlink = 1
-	}
 	meta := a.Meta
 	if meta.IsZero() {
 		meta = a.Modified
