@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vdbridge/fusefs"
 )
 
@@ -67,7 +69,9 @@ func prepareDir(dir string, log *slog.Logger) error {
 	if err := needFUSE(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(dir); errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) {
+	// Unlike stat, this is never answered from what the kernel remembers.
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED) {
 		abs, ours, merr := mountOn(dir)
 		if merr != nil || !ours {
 			return &Error{ClassBusy, fmt.Sprintf("a mount whose program has ended is left on %s, and it is not one of vdbridge: unmount it first", dir), err}

@@ -88,7 +88,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start":  start,
-			"stop":   stop,
+			"halt":   halt,
 			"ended":  ended,
 			"killed": killed,
 			"failed": failed,
@@ -131,8 +131,8 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// stop NAME: asks it to end and expects exit code 0.
-func stop(ts *testscript.TestScript, neg bool, args []string) {
+// halt NAME (stop is a command of testscript, which ends the script): asks it to end and expects exit code 0.
+func halt(ts *testscript.TestScript, neg bool, args []string) {
 	b := state(ts).running[args[0]]
 	if b == nil {
 		ts.Fatalf("%s was not started", args[0])
