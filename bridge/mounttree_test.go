@@ -265,4 +265,3 @@ func TestThousandDisks(t *testing.T) {
 		t.Errorf("%d bytes are in use after all, %d were after 100", now, heap)
 	}
 }
-
