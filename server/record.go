@@ -22,32 +22,46 @@ const recordVersion = 1
 
 // openRecord is a persistent open in the database: all that a CREATE that comes again, or one that reconnects, needs of it.
 type openRecord struct {
-	ID         uint64          `json:"id"` // FileId.Persistent
-	CreateGUID hexBytes        `json:"create_guid"`
-	ClientGUID hexBytes        `json:"client_guid"`
-	Owner      string          `json:"owner"`
-	Share      string          `json:"share"`
-	Name       string          `json:"name"`                // as the client wrote it, folded
-	Path       string          `json:"path"`                // below the share
-	NextPath   string          `json:"next_path,omitempty"` // the one that it was about to get
-	File       fileIdentity    `json:"file"`
-	Desired    uint32          `json:"desired_access"`
-	Granted    uint32          `json:"granted_access"`
-	ShareMode  uint32          `json:"share_mode"`
-	Options    uint32          `json:"create_options"` // as the client gave them
-	ModeBits   uint32          `json:"mode,omitempty"`
-	Action     uint32          `json:"action"`
-	Timeout    uint32          `json:"timeout_ms"`
-	PathOnly   bool            `json:"path_only,omitempty"`
-	Disk       bool            `json:"disk,omitempty"`
-	Delete     bool            `json:"delete_on_close,omitempty"`
-	Pending    bool            `json:"delete_pending,omitempty"` // of the file
-	SVHDX      []byte          `json:"svhdx,omitempty"`          // data of the reply's context
-	SVHDXAsked []byte          `json:"svhdx_asked,omitempty"`    // of the request's
-	App        *appRecord      `json:"app,omitempty"`
-	Locks      []lockRecord    `json:"locks,omitempty"`
-	LockSeq    map[int]uint8   `json:"lock_sequences,omitempty"` // by index, the number of the last LOCK that was done
-	Lease      json.RawMessage `json:"lease,omitempty"`
+	ID         uint64        `json:"id"` // FileId.Persistent
+	CreateGUID hexBytes      `json:"create_guid"`
+	ClientGUID hexBytes      `json:"client_guid"`
+	Owner      string        `json:"owner"`
+	Share      string        `json:"share"`
+	Name       string        `json:"name"`                // as the client wrote it, folded
+	Path       string        `json:"path"`                // below the share
+	NextPath   string        `json:"next_path,omitempty"` // the one that it was about to get
+	File       fileIdentity  `json:"file"`
+	Desired    uint32        `json:"desired_access"`
+	Granted    uint32        `json:"granted_access"`
+	ShareMode  uint32        `json:"share_mode"`
+	Options    uint32        `json:"create_options"` // as the client gave them
+	ModeBits   uint32        `json:"mode,omitempty"`
+	Action     uint32        `json:"action"`
+	Timeout    uint32        `json:"timeout_ms"`
+	PathOnly   bool          `json:"path_only,omitempty"`
+	Disk       bool          `json:"disk,omitempty"`
+	Delete     bool          `json:"delete_on_close,omitempty"`
+	Pending    bool          `json:"delete_pending,omitempty"` // of the file
+	SVHDX      []byte        `json:"svhdx,omitempty"`          // data of the reply's context
+	SVHDXAsked []byte        `json:"svhdx_asked,omitempty"`    // of the request's
+	App        *appRecord    `json:"app,omitempty"`
+	Locks      []lockRecord  `json:"locks,omitempty"`
+	LockSeq    map[int]uint8 `json:"lock_sequences,omitempty"` // by index, the number of the last LOCK that was done
+	Oplock     *oplockRecord `json:"oplock,omitempty"`
+}
+
+// oplockRecord is what the client of an open may cache, as it was when it was granted last. It may have less since, but never more.
+type oplockRecord struct {
+	State uint32     `json:"state"`
+	Lease *leaseJSON `json:"lease,omitempty"` // nil for an oplock
+}
+
+type leaseJSON struct {
+	Client  hexBytes `json:"client"`
+	Key     hexBytes `json:"key"`
+	Parent  hexBytes `json:"parent,omitempty"`
+	Version uint8    `json:"version"`
+	Epoch   uint16   `json:"epoch,omitempty"`
 }
 
 type appRecord struct {
@@ -231,6 +245,16 @@ func (s *Server) record(o *open) *openRecord {
 	defer obj.mu.Unlock()
 	r.NextPath = o.nextRel
 	r.Path, r.Delete, r.Pending = o.rel, o.deleteOnClose, obj.deletePending
+	if k := o.oplock; k != nil {
+		r.Oplock = &oplockRecord{State: k.rec.State}
+		if k.isLease {
+			id, parent := k.rec.ID, k.rec.Parent
+			r.Oplock.Lease = &leaseJSON{Client: id.client[:], Key: id.key[:], Version: k.rec.Version, Epoch: k.rec.Epoch}
+			if k.rec.HasParent {
+				r.Oplock.Lease.Parent = parent[:]
+			}
+		}
+	}
 	for i := range obj.locks.held {
 		if h := &obj.locks.held[i]; h.owner == o {
 			r.Locks = append(r.Locks, lockRecord{h.start, h.last, h.empty, h.exclusive})

@@ -63,10 +63,42 @@ func (s *Server) restore(ctx context.Context) error {
 			break
 		}
 	}
+	for _, r := range records {
+		if e := s.durables.byID[r.ID]; e != nil && r.Oplock != nil {
+			e.open.restoreOplock(r.Oplock)
+		}
+	}
 	if len(records) > 0 {
 		s.log.Info("persistent opens restored", "count", s.opens.Load(), "of", len(records))
 	}
 	return s.db.Sync()
+}
+
+// restoreOplock gives an open what its client was allowed to cache, as far as the other opens that were restored leave room for it: what has been taken away since it was granted is not
+// in the database. The client is told what it has when it comes back.
+func (o *open) restoreOplock(r *oplockRecord) {
+	obj := o.obj
+	if o.isDisk || o.fd < 0 {
+		return
+	}
+	obj.host.mu.Lock()
+	possible := obj.host.cacheable(o.fd, validState(r.State))
+	obj.mu.Lock()
+	defer obj.hostUnlock()
+	defer obj.host.mu.Unlock()
+	defer obj.mu.Unlock()
+	l := r.Lease
+	if l == nil {
+		obj.grant(o, r.State, possible, nil)
+		return
+	}
+	// Breaks since then have had epochs of their own.
+	const ahead = 256
+	req := &wire.Lease{Version: int(l.Version), Key: o.lease.key, State: r.State, Epoch: l.Epoch + ahead}
+	if len(l.Parent) != 0 {
+		req.Parent, req.Flags = wire.GUID(l.Parent), wire.LeaseParentKeySet
+	}
+	obj.grant(o, r.State, possible, req)
 }
 
 // nobody is the session of opens that no client has claimed yet.
@@ -94,6 +126,9 @@ func (s *Server) restoreOpen(ctx context.Context, r *openRecord, path string) (e
 		options: r.Options, timeout: time.Duration(r.Timeout) * time.Millisecond, action: r.Action, svhdx: r.SVHDX, svhdxAsked: r.SVHDXAsked, file: r.File}
 	o := &open{id: wire.FileID{Persistent: r.ID}, sess: s.nobody(), tree: &tree{share: sh, access: accessAll}, fd: -1, path: r.PathOnly, granted: r.Granted, share: r.ShareMode,
 		options: r.Options | wire.OptWriteThrough, rel: path, share0: sh, durable: e, isDisk: r.Disk, drained: make(chan struct{}, 1), restoring: true}
+	if k := r.Oplock; k != nil && k.Lease != nil {
+		o.leased, o.lease = true, leaseID{wire.GUID(k.Lease.Client), wire.GUID(k.Lease.Key)}
+	}
 	o.modeBits.Store(r.ModeBits)
 	o.refs.Store(closing) // as park leaves it
 	if a := r.App; a != nil {
