@@ -12,11 +12,11 @@ DEMO_SIZE ?= full
 RUN       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test test-quick test-vm test-soak test-mutations bench demo demo-cluster lint fuzz clean
+.PHONY: help setup build test test-quick test-vm test-soak test-mutations bench demo demo-cluster deb lint fuzz clean
 
 help: ## list the targets
 	@echo "vdbridge $(VERSION). Targets:"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo; echo "Variables: DEMO_SIZE=full|small  FUZZTIME=20s  SOAK=10m  RUN='regular expression of test names'"
 
 setup: ## install the Debian packages that tests and the demo use (needs root only if some are missing)
@@ -50,6 +50,9 @@ demo: setup build ## the main job on real disks, step by step (DEMO_SIZE=small i
 
 demo-cluster: setup build ## two real kernels with one shared disk: OCFS2 on both, and one of them fenced
 	@$(GO) run ./test/demo/cluster -bin bin/vdbridge
+
+deb: ## build a Debian package in build/
+	@GO='$(GO)' VERSION='$(VERSION)' scripts/deb.sh build
 
 lint: ## gofmt, go vet, staticcheck, shell scripts
 	@GO='$(GO)' scripts/lint.sh

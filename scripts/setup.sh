@@ -22,7 +22,7 @@ need=(
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user                    # a private Kerberos realm
 	/usr/share/samba/setup:samba-ad-provision /usr/share/doc/samba-ad-dc:samba-ad-dc   # an Active Directory domain
-	openssl:openssl nbdsh:python3-libnbd xmllint:libxml2-utils                         # makes certificates; libnbd from Python; XML
+	openssl:openssl nbdsh:python3-libnbd xmllint:libxml2-utils man:man-db systemd-analyze:systemd dpkg-deb:dpkg                         # makes certificates; libnbd from Python; XML
 	shellcheck:shellcheck                                                              # lint
 )
 

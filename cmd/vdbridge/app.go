@@ -40,7 +40,7 @@ func newApp(out, errOut io.Writer) *cli.App {
 			attachCommand(), detachCommand(), statusCommand(), doctorCommand(), daemonCommand(),
 			serveCommand(), nbdCommand(), mountCommand(), umountCommand(), infoCommand(), lsCommand(), createCommand(), checkCommand(),
 			copyCommand(), convertCommand(), compactCommand(), resizeCommand(), mergeCommand(),
-			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), versionCommand(),
+			prCommand(), fenceCommand(), scsiCommand(), benchCommand(), manCommand(), completionCommand(), versionCommand(),
 		},
 		Action: func(c *cli.Context) error {
 			if c.Bool("version") {

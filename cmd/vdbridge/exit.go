@@ -31,6 +31,29 @@ const (
 	ExitInterrupted = 130
 )
 
+// exitCodes are for the manual page.
+var exitCodes = []struct {
+	code int
+	text string
+}{
+	{ExitOK, "done"},
+	{ExitFailure, "none of the others"},
+	{ExitUsage, "wrong arguments; nothing was tried"},
+	{ExitAuth, "the server does not accept user or password"},
+	{ExitNotFound, "no such share, directory, file"},
+	{ExitUnsupported, "the server or vdbridge cannot do it"},
+	{ExitCorrupt, "damaged, or no VHDX"},
+	{ExitIO, "reading or writing failed"},
+	{ExitConflict, "reservation conflict"},
+	{ExitConnection, "server not reached, or lost"},
+	{ExitBusy, "in use by somebody else"},
+	{ExitPermission, "not allowed"},
+	{ExitReadOnly, "a write to something read-only"},
+	{ExitNoSpace, "the disk below is full"},
+	{ExitExists, "there already"},
+	{ExitInterrupted, "a signal, before the work was done"},
+}
+
 var exitOfClass = map[bridge.Class]int{
 	bridge.ClassUsage:       ExitUsage,
 	bridge.ClassAuth:        ExitAuth,

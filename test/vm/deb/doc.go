@@ -1,0 +1,2 @@
+// Package deb installs the Debian package in a guest, as an administrator does, and judges it there.
+package deb
