@@ -16,7 +16,7 @@ import (
 	"vdbridge/nbd/kernel"
 )
 
-// Config is what a Manager works with. All but Instance, Warn and Logger are needed.
+// Config is what a Manager works with. All but Instance, Warn, Secrets and Logger are needed.
 type Config struct {
 	StateDir string
 	Instance string // keeps records apart from those of other managers of the state directory
@@ -25,8 +25,9 @@ type Config struct {
 	// Open opens the disk of a spec. env has variables of whoever asked for it, such as a password.
 	Open func(ctx context.Context, s *Spec, env map[string]string) (Disk, error)
 	// Warn says what the user should know of a disk that was just attached; it may be nil.
-	Warn   func(ctx context.Context, d Disk) []string
-	Logger *slog.Logger
+	Warn    func(ctx context.Context, d Disk) []string
+	Secrets SecretStore // where passwords outlive the process; nil: nowhere
+	Logger  *slog.Logger
 }
 
 // SecretEnv are the variables that are kept in memory only.
@@ -187,7 +188,7 @@ func (m *Manager) Attach(ctx context.Context, s Spec, env map[string]string) (_ 
 	if ctx.Err() != nil {
 		return nil, undo(ctx.Err())
 	}
-	if rec.Forgetful {
+	if rec.Forgetful && !m.keepSecret(rec.Backend, env) {
 		warnings = append(warnings, "the password was given by hand, so the device cannot be taken back after a restart of the daemon: use --password-file, --credentials or --keytab")
 	}
 	if m.cfg.Warn != nil {
@@ -200,6 +201,26 @@ func (m *Manager) Attach(ctx context.Context, s Spec, env map[string]string) (_ 
 	size := a.disk.Size()
 	a.log.Info("attached", "device", a.node(), "size", size)
 	return &Attached{Device: a.node(), Size: size, Partitions: m.cfg.Sys.Partitions(index), Warnings: warnings}, nil
+}
+
+// keepSecret keeps the password of an attachment for the next daemon, if there is a place for it.
+func (m *Manager) keepSecret(backend string, env map[string]string) bool {
+	if m.cfg.Secrets == nil {
+		return false
+	}
+	if err := m.cfg.Secrets.Keep(backend, env); err != nil {
+		m.log.Warn("the service manager does not keep the password", "err", err)
+		return false
+	}
+	return true
+}
+
+// erase removes what is kept of an attachment that has ended.
+func (m *Manager) erase(r *record) error {
+	if m.cfg.Secrets != nil && r.Forgetful {
+		m.cfg.Secrets.Drop(r.Backend)
+	}
+	return m.store.remove(r.Backend)
 }
 
 // publicEnv leaves secrets out.
@@ -234,7 +255,7 @@ func (m *Manager) Detach(ctx context.Context, r *Request) (*Attached, error) {
 	}
 	out.Warnings = warnings
 	m.forget(a)
-	if err := m.store.remove(a.rec.Backend); err != nil {
+	if err := m.erase(a.rec); err != nil {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("the record of the attachment cannot be removed: %v", err))
 	}
 	a.log.Info("detached", "device", out.Device)
@@ -279,7 +300,7 @@ func (m *Manager) lost(a *attachment, err error) {
 			a.log.Error("closing the disk", "err", err)
 		}
 		m.forget(a)
-		if err := m.store.remove(a.rec.Backend); err != nil {
+		if err := m.erase(a.rec); err != nil {
 			a.log.Warn("the record of the attachment cannot be removed", "err", err)
 		}
 	}()
@@ -318,7 +339,7 @@ func (a *attachment) leave() error {
 			a.log.Error("the device ends with this process, though it is in use", "device", a.node(), "use", uses[0].String())
 		}
 		_, err := a.detach(context.Background(), &Request{Force: true}, StateAttached)
-		return errors.Join(err, a.m.store.remove(a.rec.Backend))
+		return errors.Join(err, a.m.erase(a.rec))
 	}
 	if err := a.end(); err != nil {
 		return fmt.Errorf("%s: %w", a.loc, err)

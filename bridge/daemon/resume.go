@@ -25,12 +25,16 @@ func (m *Manager) Resume() (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	var secrets map[string]map[string]string
+	if m.cfg.Secrets != nil {
+		secrets = m.cfg.Secrets.Take()
+	}
 	n := 0
 	for _, rec := range recs {
 		index := m.deviceOf(rec)
 		if index < 0 {
 			m.log.Warn("a device is gone that was attached when the last daemon ended; it is forgotten", "disk", rec.Spec.URL, "device", rec.Index)
-			if err := m.store.remove(rec.Backend); err != nil {
+			if err := m.erase(rec); err != nil {
 				m.log.Warn("the record of an attachment cannot be removed", "err", err)
 			}
 			continue
@@ -40,8 +44,13 @@ func (m *Manager) Resume() (int, error) {
 			m.log.Error("a device cannot be taken back", "disk", rec.Spec.URL, "device", m.cfg.Sys.Node(index), "err", err)
 			continue
 		}
+		env := maps.Clone(rec.Env)
+		if env == nil {
+			env = map[string]string{}
+		}
+		maps.Copy(env, secrets[rec.Backend])
 		a.mu.Lock()
-		a.index = index
+		a.index, a.env = index, env
 		a.mu.Unlock()
 		n++
 		m.wg.Go(a.resume)
@@ -74,9 +83,6 @@ func (a *attachment) resume() {
 		case <-ctx.Done():
 		}
 	}()
-	a.mu.Lock()
-	a.env = maps.Clone(a.rec.Env)
-	a.mu.Unlock()
 	for pause := firstPause; ; pause = min(2*pause, longestWait) {
 		a.mu.Lock()
 		env := a.env

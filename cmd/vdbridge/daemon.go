@@ -58,7 +58,7 @@ func daemonConfig(log *slog.Logger, stateDir string) (daemon.Config, error) {
 	if err := daemon.Harden(); err != nil {
 		log.Warn("not protected against shortage of memory", "err", err)
 	}
-	return daemon.Config{StateDir: stateDir, Driver: d, Open: openDisk(log, stateDir), Warn: warnAbout, Logger: log}, nil
+	return daemon.Config{StateDir: stateDir, Driver: d, Open: openDisk(log, stateDir), Warn: warnAbout, Secrets: daemon.SystemdSecrets(), Logger: log}, nil
 }
 
 // serviceLogger is the logger of a process that keeps devices.
