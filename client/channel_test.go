@@ -475,9 +475,13 @@ func (p *peer) proofs() int {
 // TestExpired has the server want a new proof of identity while requests are under way: there is one, and they are sent again. [MS-SMB2] 3.2.5.1.6
 func TestExpired(t *testing.T) {
 	for _, seal := range []bool{false, true} {
-		v := openSeveral(t, 1, Config{Seal: seal}, func(v *several, at int, q *query) bool {
+		var late atomic.Pointer[query] // the refusal of one request comes after the others have been sent again
+		v := openSeveral(t, 1, Config{Seal: seal, MaxCompound: 1}, func(v *several, at int, q *query) bool {
 			p := v.peers[at]
 			if p.proofs() == 0 && q.Command == wire.CmdWrite {
+				if late.CompareAndSwap(nil, q) {
+					return true
+				}
 				p.reply(q, ntstatus.NetworkSessionExpired, nil)
 				return true
 			}
@@ -492,15 +496,22 @@ func TestExpired(t *testing.T) {
 			}
 			return renew(ctx)
 		}
-		var wg sync.WaitGroup
-		for i := range 20 {
-			wg.Go(func() {
-				if _, err := v.f.WriteAt(bg, testFile[i*512:(i+1)*512], int64(i)*512); err != nil {
-					t.Error(err)
-				}
-			})
+		const n = 20
+		done := make(chan error, n)
+		for i := range n {
+			go func() {
+				_, err := v.f.WriteAt(bg, testFile[i*512:(i+1)*512], int64(i)*512)
+				done <- err
+			}()
 		}
-		wg.Wait()
+		for i := range n {
+			if i == n-1 {
+				v.peers[0].reply(late.Load(), ntstatus.NetworkSessionExpired, nil)
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
 		if n := v.peers[0].proofs(); n != 1 || v.s.Status().Renewed != 1 {
 			t.Errorf("%d new proofs, %+v", n, v.s.Status())
 		}

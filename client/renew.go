@@ -90,6 +90,10 @@ func (s *Session) reauthenticate(ctx context.Context, mechs []auth.MechInitiator
 	}
 	s.noteExpiry(a)
 	s.renewals.Add(1)
+	select {
+	case s.proved <- struct{}{}:
+	default:
+	}
 	s.c.log.Info("logged on again", "server", ch.c.addr, "user", s.identity)
 	return nil
 }
@@ -161,10 +165,17 @@ func refusal(err error) bool {
 
 // renewLoop authenticates the session again whenever its proof of identity is about to end.
 func (s *Session) renewLoop() {
+	ours := true // the end is one that has not been dealt with
 	for {
 		end := s.Expiry()
-		if end.IsZero() {
-			return // nor will the next one end, of the same mechanisms
+		if end.IsZero() || !ours {
+			select {
+			case <-s.proved:
+				ours = true
+				continue
+			case <-s.done:
+				return
+			}
 		}
 		left := time.Until(end)
 		t := time.NewTimer(max(left-max(left/10, min(leastAhead, left/2)), firstRetry))
@@ -177,16 +188,18 @@ func (s *Session) renewLoop() {
 		if !s.Expiry().Equal(end) {
 			continue // somebody was quicker
 		}
-		before := s.renewals.Load()
 		if err := s.retry(end); err != nil {
 			if s.ctx.Err() == nil {
 				s.c.log.Warn("session will expire", "server", s.c.addr, "at", end, "error", err)
 			}
-			return // the server will say when it is over
-		}
-		if s.renewals.Load() == before || s.Expiry().Equal(end) {
+			ours = false // the server will say when it is over
+		} else if s.Expiry().Equal(end) {
 			s.c.log.Debug("the new proof of identity lasts no longer than the old one", "server", s.c.addr, "until", end)
-			return
+			ours = false
+		}
+		select {
+		case <-s.proved: // that was here
+		default:
 		}
 	}
 }

@@ -47,6 +47,7 @@ type Session struct {
 	renewing atomic.Pointer[renewal] // while requests are held back
 	renewals atomic.Uint32
 	expiry   atomic.Int64  // Unix nanoseconds; 0: none
+	proved   chan struct{} // capacity 1: the user was authenticated again
 	proving  chan struct{} // capacity 1: held while the user is authenticated again
 
 	lostChannels, replayed, forged atomic.Uint64
@@ -82,7 +83,7 @@ func (c *Conn) Session(ctx context.Context, user auth.Credentials, opts SessionO
 func (c *Conn) SessionWith(ctx context.Context, opts SessionOptions, mechs ...auth.MechInitiator) (*Session, error) {
 	s := &Session{
 		c: c, renew: opts.Renew, trees: map[*Tree]bool{}, files: map[wire.FileID]*File{},
-		proving: make(chan struct{}, 1), changed: make(chan struct{}, 1), done: make(chan struct{}),
+		proving: make(chan struct{}, 1), proved: make(chan struct{}, 1), changed: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.sequenced = c.neg.dialect >= wire.Dialect300 && c.neg.serverCaps&(wire.CapMultiChannel|wire.CapPersistentHandles) != 0
