@@ -24,9 +24,9 @@ func TestChannels(t *testing.T) {
 				if n := live(sess); n != 3 {
 					t.Fatalf("SMB %v: %d channels", d, n)
 				}
-				l := startLoad(t, f, 8, 1<<20, 4096)
+				l := startLoad(t, f, 8, 64<<10, 4096)
 				want := bytes.Repeat([]byte("sixteen bytes...x"), 200_000)
-				for range 8 {
+				for range 3 {
 					if _, err := f.WriteAt(ctx, want, 8<<20); err != nil {
 						t.Fatal(err)
 					}
@@ -35,10 +35,10 @@ func TestChannels(t *testing.T) {
 				if _, err := f.ReadAt(ctx, got, 8<<20); err != nil || !bytes.Equal(got, want) {
 					t.Errorf("SMB %v: read: %v", d, err)
 				}
-				l.until(500)
+				l.until(300)
 				l.end()
 				for _, ch := range sess.Status().Channels {
-					if ch.Requests < 50 {
+					if ch.Requests < 30 {
 						t.Errorf("SMB %v sealed %v: channel %+v has had little to do", d, seal, ch)
 					}
 					if ch.InFlight != 0 {
@@ -60,8 +60,8 @@ func TestCutUnderLoad(t *testing.T) {
 			sess := s.connect(client.Config{Seal: block > 4096}, client.SessionOptions{})
 			f := s.open(sess, "disk", nil)
 			must(t, "keep channels", sess.KeepChannels(client.ChannelOptions{Count: 3, Addrs: []string{s.net.Addr()}, MinDelay: time.Millisecond}))
-			l := startLoad(t, f, 8, 2<<20, block)
-			for round := range 12 {
+			l := startLoad(t, f, 8, 4*block, block)
+			for round := range 9 {
 				eventually(t, "three channels", func() bool { return live(sess) == 3 })
 				l.until(20)
 				links := s.net.Links()

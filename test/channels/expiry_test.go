@@ -20,7 +20,7 @@ func TestExpiry(t *testing.T) {
 		sess := s.connect(client.Config{Seal: seal}, client.SessionOptions{})
 		f := s.open(sess, "disk", nil)
 		s.bind(sess)
-		l := startLoad(t, f, 8, 1<<20, 4096)
+		l := startLoad(t, f, 8, 64<<10, 4096)
 		eventually(t, "renewals", func() bool { return sess.Status().Renewed >= 1 || t.Failed() })
 		// Also on a channel that is not the first.
 		s.link(s.net.Links()[0].ID()).Cut()
@@ -39,7 +39,7 @@ func TestReauthenticate(t *testing.T) {
 			sess := s.connect(client.Config{Seal: seal}, client.SessionOptions{})
 			f := s.open(sess, "disk", nil)
 			s.bind(sess)
-			l := startLoad(t, f, 4, 1<<20, 4096)
+			l := startLoad(t, f, 4, 64<<10, 4096)
 			for range 4 {
 				must(t, "log on again", sess.Reauthenticate(testContext(t)))
 				must(t, "log on again with mechanisms", sess.Reauthenticate(testContext(t), s.mechs()...))
@@ -86,7 +86,7 @@ func TestHalfOpen(t *testing.T) {
 		sess := s.connect(cfg, client.SessionOptions{})
 		f := s.open(sess, "disk", nil)
 		s.bind(sess)
-		l := startLoad(t, f, 8, 1<<20, 4096)
+		l := startLoad(t, f, 8, 64<<10, 4096)
 		l.until(50)
 		hole(s, 0)
 		eventually(t, "the loss", func() bool { return live(sess) == 1 || t.Failed() })

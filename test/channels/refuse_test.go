@@ -141,7 +141,7 @@ func TestKeepComesBack(t *testing.T) {
 	must(t, "keep", sess.KeepChannels(client.ChannelOptions{Count: 4, Addrs: []string{nobody, s.net.Addr()}, MinDelay: time.Millisecond, MaxDelay: 20 * time.Millisecond}))
 	eventually(t, "four channels", func() bool { return live(sess) == 4 })
 	f := s.open(sess, "disk", nil)
-	load := startLoad(t, f, 4, 1<<20, 4096)
+	load := startLoad(t, f, 4, 64<<10, 4096)
 	for i, l := range s.net.Links() {
 		if i > 0 {
 			l.Cut()
