@@ -1,5 +1,5 @@
-// Command channels measures one session of the SMB client on 1, 2 and 4 connections to vdbridge serve: sealed and signed reads of 1 MiB and 4 KiB. It
-// prints Markdown.
+// Command channels measures one session of the SMB client on 1, 2 and 4 connections to vdbridge serve, and to Samba's smbd if it is installed: sealed and
+// signed reads of 1 MiB and 4 KiB. It prints Markdown.
 //
 //	go run ./test/bench/channels [-bin bin/vdbridge] [-seconds 2] [-rounds 5]
 package main
@@ -22,6 +22,7 @@ import (
 	"vdbridge/smb/wire"
 	"vdbridge/test/bench/load"
 	"vdbridge/test/lab"
+	"vdbridge/test/smbd"
 )
 
 const fileBytes = 256 << 20
@@ -56,7 +57,8 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 	if err := os.Mkdir(disks, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(disks, "flat.raw"), random(fileBytes), 0o644); err != nil {
+	content := random(fileBytes)
+	if err := os.WriteFile(filepath.Join(disks, fileName), content, 0o644); err != nil {
 		return err
 	}
 	server, addr, err := vd.Serve(ctx, disks, "127.0.0.1:0")
@@ -66,6 +68,35 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 	defer func() { err = errors.Join(err, server.Stop(20*time.Second)) }()
 	fmt.Printf("Server and client on this machine with %d cores, SMB 3.1.1, AES-128-GCM or AES-GMAC, a file of %d MiB in memory; medians of %d runs of %.1f s in turns. The ratios are to one channel. Cores is how many the server and the client used, of the processors' time.\n\n",
 		runtime.NumCPU(), fileBytes>>20, rounds, seconds)
+	if err := table(ctx, target{addr, lab.Share, lab.User, lab.Password, func() time.Duration { return load.CPUTime(server.Pid()) }}, seconds, rounds); err != nil {
+		return err
+	}
+	if why := smbd.Missing(); why != "" {
+		fmt.Fprintln(os.Stderr, "channels: without smbd:", why)
+		return nil
+	}
+	s, err := smbd.Run(smbd.Options{Global: []string{"server multi channel support = yes"}})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Stop()) }()
+	if err := os.WriteFile(filepath.Join(s.Dir, fileName), content, 0o644); err != nil {
+		return err
+	}
+	fmt.Printf("\nThe same from smbd, which serves all channels of a client in one process. Cores is the client's part alone.\n\n")
+	return table(ctx, target{s.Addr, s.Share, s.User, s.Password, func() time.Duration { return 0 }}, seconds, rounds)
+}
+
+const fileName = "flat.raw"
+
+// target is a server.
+type target struct {
+	addr, share, user, password string
+	used                        func() time.Duration // processor time
+}
+
+// table prints the figures of one server.
+func table(ctx context.Context, t target, seconds float64, rounds int) error {
 	load.Head("random read, per second", "1 channel", "cores", "2 channels", "cores", "ratio", "4 channels", "cores", "ratio", "to reach")
 	for _, c := range []struct {
 		name         string
@@ -83,14 +114,14 @@ func run(ctx context.Context, bin string, seconds float64, rounds int) (err erro
 		cores := map[string][]float64{}
 		var files []*file
 		for _, n := range counts {
-			f, err := open(ctx, addr, n, c.seal)
+			f, err := open(ctx, t, n, c.seal)
 			if err != nil {
 				return err
 			}
 			files = append(files, f)
 			name := fmt.Sprint(n)
 			subjects = append(subjects, load.Subject{Name: name, Measure: func() (float64, error) {
-				used := func() time.Duration { return load.CPUTime(os.Getpid()) + load.CPUTime(server.Pid()) }
+				used := func() time.Duration { return load.CPUTime(os.Getpid()) + t.used() }
 				before, began := used(), time.Now()
 				m, err := f.read(ctx, c.block, c.depth, seconds)
 				cores[name] = append(cores[name], (used()-before).Seconds()/time.Since(began).Seconds())
@@ -122,18 +153,18 @@ type file struct {
 	f       *client.File
 }
 
-func open(ctx context.Context, addr string, channels int, seal bool) (*file, error) {
-	c, err := client.Dial(ctx, addr, client.Config{Seal: seal})
+func open(ctx context.Context, at target, channels int, seal bool) (*file, error) {
+	c, err := client.Dial(ctx, at.addr, client.Config{Seal: seal})
 	if err != nil {
 		return nil, err
 	}
-	user := auth.Credentials{User: lab.User, Password: lab.Password}
+	user := auth.Credentials{User: at.user, Password: at.password}
 	s, err := c.Session(ctx, user, client.SessionOptions{})
 	if err != nil {
 		return nil, err
 	}
 	for range channels - 1 {
-		o, err := c.DialSibling(ctx, addr)
+		o, err := c.DialSibling(ctx, at.addr)
 		if err != nil {
 			return nil, err
 		}
@@ -141,11 +172,11 @@ func open(ctx context.Context, addr string, channels int, seal bool) (*file, err
 			return nil, err
 		}
 	}
-	t, err := s.Tree(ctx, lab.Share)
+	t, err := s.Tree(ctx, at.share)
 	if err != nil {
 		return nil, err
 	}
-	f, err := t.Open(ctx, "flat.raw", client.OpenOptions{Access: wire.AccessGenericRead, Share: client.ShareAll, Disposition: wire.FileOpen})
+	f, err := t.Open(ctx, fileName, client.OpenOptions{Access: wire.AccessGenericRead, Share: client.ShareAll, Disposition: wire.FileOpen})
 	return &file{s, f}, err
 }
 
