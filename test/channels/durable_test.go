@@ -171,8 +171,10 @@ func TestReplayAcrossSessions(t *testing.T) {
 }
 
 // TestBreaks has others want a file that is open with an oplock or lease: it is given back, so that they need not wait, and the durability is gone with it.
-func TestBreaks(t *testing.T) {
-	s := samba(t)
+func TestBreaks(t *testing.T) { both(t, testBreaks) }
+
+func testBreaks(t *testing.T, s *sut) {
+	s.share = s.plain
 	for what, o := range map[string]client.OpenOptions{
 		"lease": {Durable: &client.DurableRequest{}},
 		"batch": {Durable: &client.DurableRequest{}, Oplock: wire.OplockBatch},

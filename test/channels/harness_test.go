@@ -30,6 +30,7 @@ type sut struct {
 	addr  string // of the server itself
 	dir   string // behind the share
 	share string
+	plain string // a share of the same folder that is not continuously available
 	user  auth.Credentials
 	net   *faultnet.Switch
 }
@@ -73,7 +74,7 @@ func ours(t testing.TB, change func(*server.Config)) *sut {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	return (&sut{t: t, name: "ours", addr: l.Addr().String(), dir: dir, share: "share", user: auth.Credentials{User: "me", Password: "secret"}}).behind()
+	return (&sut{t: t, name: "ours", addr: l.Addr().String(), dir: dir, share: "share", plain: "plain", user: auth.Credentials{User: "me", Password: "secret"}}).behind()
 }
 
 // samba starts Samba's server, which has multichannel and makes opens durable that have a lease.
@@ -84,7 +85,7 @@ func samba(t testing.TB) *sut {
 		Global: []string{"server multi channel support = yes", "durable handles = yes"},
 		Share:  []string{"kernel oplocks = no", "kernel share modes = no", "posix locking = no"},
 	})
-	return (&sut{t: t, name: "smbd", addr: s.Addr, dir: s.Dir, share: s.Share, user: auth.Credentials{User: s.User, Password: s.Password}}).behind()
+	return (&sut{t: t, name: "smbd", addr: s.Addr, dir: s.Dir, share: s.Share, plain: s.Share, user: auth.Credentials{User: s.User, Password: s.Password}}).behind()
 }
 
 // both runs a test against our server and Samba's.
