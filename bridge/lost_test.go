@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"vdbridge/scsi"
 	"vdbridge/test/faultnet"
 	"vdbridge/test/leak"
+	"vdbridge/test/smbd"
 	"vdbridge/vhdx"
 )
 
@@ -445,4 +448,75 @@ func TestChannelCut(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	when(t, "two channels again", two)
+}
+
+// An image on Samba outlives cut connections. As Samba keeps the open nothing else is noticed; an open that it has not kept costs what was not flushed, as it does not
+// say whether it was restarted.
+func TestSambaLost(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		kind   HandleKind
+		handle string
+	}{
+		{"kept", HandleAuto, "durable"},
+		{"not kept", HandleNone, "none"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			leak.Check(t)
+			ctx := t.Context()
+			s := smbd.Start(t, smbd.Options{})
+			relay, err := faultnet.NewRelay("tcp", "127.0.0.1:0", s.Addr, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { relay.Close() })
+			loc, o := smbdOptions(s)
+			if err := Create(ctx, loc, o, CreateOptions{Size: testDiskSize, BlockSize: 1 << 20}); err != nil {
+				t.Fatal(err)
+			}
+			_, port, err := net.SplitHostPort(relay.Addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if loc.Port, err = strconv.Atoi(port); err != nil {
+				t.Fatal(err)
+			}
+			o.OnLoss, o.Mode, o.Handle = link.Hold, ModeFile, tc.kind
+			d, err := Open(ctx, loc, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Close() })
+			if h := d.Status().Handle; h.Kind != tc.handle {
+				t.Errorf("the handle is %+v", h)
+			}
+			rounds := 5
+			if tc.handle == "none" {
+				rounds = 0 // also what keeps an image whole is written behind the flush, so there is always something
+			}
+			for i := range rounds {
+				p, q := pattern(uint64(i), 64<<10), make([]byte, 64<<10)
+				if err := errors.Join(d.Write(ctx, p, int64(i)<<20, false), d.Flush(ctx)); err != nil {
+					t.Fatal(err)
+				}
+				relay.CutAll()
+				if err := d.Read(ctx, q, int64(i)<<20); err != nil || !bytes.Equal(p, q) {
+					t.Fatalf("read back: %v", err)
+				}
+			}
+			if err := d.Write(ctx, pattern(9, 4096), 0, false); err != nil {
+				t.Fatal(err)
+			}
+			relay.CutAll()
+			switch err := d.Flush(ctx); {
+			case tc.handle == "none" && !errors.Is(err, link.ErrWritesLost):
+				t.Errorf("the flush says %v", err)
+			case tc.handle != "none" && err != nil:
+				t.Errorf("flush: %v", err)
+			}
+			if s := d.Status(); int(s.Losses) != rounds+1 || s.State != StateConnected {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
 }
