@@ -204,10 +204,11 @@ func prepare(ops []Op, cell int) []*Op {
 	var zeros [CellSectors]int64  // when zeros were seen last
 	last := make(map[seen]int64)  // and last
 	var crashes, changes, losses []Op
+	registers := false   // somebody plays with reservations
 	forgets := int64(-1) // end of the last crash that can have lost something
 	type attachment struct{ client, life int }
-	covered := make(map[attachment]int64) // call of the last flush of an attachment that succeeded
-	type flush struct{ call, end int64 }  // end: the earliest of this one and those that began later
+	good, bad := make(map[attachment][]*Op), make(map[attachment][]*Op) // flushes that succeeded; flushes, and writes with FUA, that did not
+	type flush struct{ call, end int64 }                                // end: the earliest of this one and those that began later
 	var flushes []flush
 	for i := range ops {
 		o := &ops[i]
@@ -219,7 +220,7 @@ func prepare(ops []Op, cell int) []*Op {
 			}
 		case o.Kind == Flush && o.Outcome == Done:
 			flushes = append(flushes, flush{o.Call, o.Return})
-			covered[attachment{o.Client, o.Life}] = max(o.Call, covered[attachment{o.Client, o.Life}])
+			good[attachment{o.Client, o.Life}] = append(good[attachment{o.Client, o.Life}], o)
 		case o.Kind == Read && o.Outcome == Done && o.Cell == cell:
 			for j, v := range o.Vals {
 				k := seen{o.First + j, v}
@@ -232,6 +233,10 @@ func prepare(ops []Op, cell int) []*Op {
 				}
 			}
 		}
+		if o.Outcome != Done && (o.Kind == Flush || o.FUA) { // over NBD the reason is not known
+			bad[attachment{o.Client, o.Life}] = append(bad[attachment{o.Client, o.Life}], o)
+		}
+		registers = registers || o.Kind == Register
 		if o.Kind == Lost {
 			losses = append(losses, *o)
 		}
@@ -341,13 +346,17 @@ func prepare(ops []Op, cell int) []*Op {
 			}
 			continue
 		}
-		// A flush covers everything before it of the same attachment, also what came before the server died: had that been lost, the flush must have failed.
-		if o.Outcome == Done && (o.Kind == Write || o.Kind == Zero || o.Kind == CompareAndWrite) && o.Return < covered[attachment{o.Client, o.Life}] {
-			o.FUA = true
+		// A flush covers everything before it of the same attachment, also what came before the server died: had that been lost, the flush must have failed, or another one
+		// before it, as a loss is told once.
+		if o.Outcome == Done && (o.Kind == Write || o.Kind == Zero || o.Kind == CompareAndWrite) && forgets > o.Call {
+			a := attachment{o.Client, o.Life}
+			o.FUA = o.FUA || slices.ContainsFunc(good[a], func(f *Op) bool {
+				return f.Call > o.Return && !slices.ContainsFunc(bad[a], func(g *Op) bool { return g.Return > o.Call && g.Call < f.Return })
+			})
 		}
 		switch {
 		case o.Kind == Flush && (forgets < o.Call || overtaken(&o)):
-		case o.Kind == Lost && o.Keeps, o.Kind == Crash && o.Keeps && o.Stays: // nothing happens to the disk
+		case (o.Kind == Lost || o.Kind == Closed) && (o.Keeps || !registers), o.Kind == Crash && o.Keeps && o.Stays: // nothing happens to the disk
 			o.Outcome = Refused
 			out = append(out, &o)
 		default:

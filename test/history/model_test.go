@@ -49,6 +49,7 @@ func TestCheck(t *testing.T) {
 		"good registration ends with the connection":    {at(register, 0, 1), at(Op{Kind: Lost, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Holder: -1}}, 4, 5)},
 		"fail registration survives the farewell":       {at(register, 0, 1), at(Op{Kind: Closed, Client: 0}, 2, 3), at(Op{Kind: Status, State: PR{Registered: 1, Holder: -1}}, 4, 5)},
 		"fail flush of what a crash took":               {at(w(0, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
+		"good flush after one that told of the loss":    {at(w(0, 1), 0, 1), at(crash, 2, 3), at(unknown(flush), 4, 5), at(flush, 6, 7), at(r(1, 0), 8, 9)},
 		"good flush by another of what a crash took":    {at(w(1, 1), 0, 1), at(crash, 2, 3), at(flush, 4, 5), at(r(1, 0), 6, 7)},
 		"good flush of a later attachment":              {at(w(0, 1), 0, 1), at(crash, 2, 3), at(Op{Kind: Flush, Life: 1}, 4, 5), at(r(1, 0), 6, 7)},
 		"fail killed server loses a write":              {at(w(0, 1), 0, 1), at(kill, 2, 3), at(r(1, 0), 4, 5)},

@@ -24,7 +24,7 @@ var mutations = []mutation{
 	{
 		name: "flush without fsync",
 		file: "vhdx/disk.go",
-		old:  "		err = d.commit.sync(ctx)\n	}\n	d.gate.leave(c)\n	return err", new: "	}\n	d.gate.leave(c)\n	return err",
+		old:  "	if !d.readOnly {\n		err = d.commit.sync(ctx)\n	}\n	d.gate.leave(c)\n	return err", new: "	d.gate.leave(c)\n	return err",
 		tests: "TestPowerCuts",
 	},
 	{
