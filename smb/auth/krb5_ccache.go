@@ -31,7 +31,7 @@ type cachedTicket struct {
 // maxCCache bounds a file of tickets in bytes.
 const maxCCache = 4 << 20
 
-// ccachePath finds the file of a credential cache's name: KRB5CCNAME, or the usual place.
+// ccachePath finds the file of a credential cache's name: KRB5CCNAME, or the usual place. Keyrings stay as they are.
 func ccachePath(name string, uid int) (string, error) {
 	if name == "" {
 		return fmt.Sprintf("/tmp/krb5cc_%d", uid), nil
@@ -59,17 +59,22 @@ func ccachePath(name string, uid int) (string, error) {
 			return "", kerberosErrorf("%s names no file of tickets", filepath.Join(rest, "primary"))
 		}
 		return filepath.Join(rest, primary), nil
-	case "KEYRING", "KCM", "API", "MEMORY", "MSLSA":
-		return "", kerberosErrorf("the ticket cache %s is not a file, and only files can be read: run KRB5CCNAME=FILE:/tmp/tickets kinit, and start vdbridge with the same KRB5CCNAME", name)
+	case "KEYRING":
+		return name, nil
+	case "KCM", "API", "MEMORY", "MSLSA":
+		return "", kerberosErrorf("the ticket cache %s is neither a file nor a keyring, and only those can be read: run KRB5CCNAME=FILE:/tmp/tickets kinit, and start vdbridge with the same KRB5CCNAME", name)
 	}
 	if strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") {
 		return name, nil
 	}
-	return "", kerberosErrorf("the ticket cache %s is of an unknown kind: use FILE:… or DIR:… in KRB5CCNAME", name)
+	return "", kerberosErrorf("the ticket cache %s is of an unknown kind: use FILE:…, DIR:… or KEYRING:… in KRB5CCNAME", name)
 }
 
-// readCCache reads a file of tickets.
+// readCCache reads a file, or keyring, of tickets.
 func readCCache(path string) (*ccache, error) {
+	if name, ok := strings.CutPrefix(path, "KEYRING:"); ok {
+		return readKeyring(name)
+	}
 	b, err := readSmall(path, maxCCache)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, kerberosErrorf("there are no tickets (%s does not exist): run kinit, or give --keytab or --password-file: %w", path, err)
@@ -137,6 +142,34 @@ func (r *ccReader) principal() (p types.PrincipalName, realm string) {
 	return
 }
 
+// credential reads one ticket with its key.
+func (r *ccReader) credential(version uint16) (t cachedTicket) {
+	r.principal()
+	t.server, t.realm = r.principal()
+	t.key.KeyType = int32(int16(r.u16()))
+	if version == 0x0503 {
+		r.u16()
+	}
+	t.key.KeyValue = append([]byte(nil), r.data()...)
+	auth := r.time()
+	t.start, t.end = r.time(), r.time()
+	if t.start.IsZero() {
+		t.start = auth
+	}
+	r.u32()       // renew till
+	r.take(1)     // user-to-user
+	r.u32()       // flags
+	for range 2 { // addresses, authorization data
+		for n := r.u32(); n > 0 && !r.bad; n-- {
+			r.u16()
+			r.data()
+		}
+	}
+	t.ticket = append([]byte(nil), r.data()...)
+	r.data() // second ticket
+	return t
+}
+
 // parseCCache parses versions 3 and 4 of the format, all that has been written in this century.
 func parseCCache(b []byte) (*ccache, error) {
 	damaged := errors.New("unexpected contents")
@@ -154,30 +187,7 @@ func parseCCache(b []byte) (*ccache, error) {
 		return nil, damaged
 	}
 	for len(r.b) > 0 {
-		var t cachedTicket
-		r.principal()
-		t.server, t.realm = r.principal()
-		t.key.KeyType = int32(int16(r.u16()))
-		if version == 0x0503 {
-			r.u16()
-		}
-		t.key.KeyValue = append([]byte(nil), r.data()...)
-		auth := r.time()
-		t.start, t.end = r.time(), r.time()
-		if t.start.IsZero() {
-			t.start = auth
-		}
-		r.u32()       // renew till
-		r.take(1)     // user-to-user
-		r.u32()       // flags
-		for range 2 { // addresses, authorization data
-			for n := r.u32(); n > 0 && !r.bad; n-- {
-				r.u16()
-				r.data()
-			}
-		}
-		t.ticket = append([]byte(nil), r.data()...)
-		r.data() // second ticket
+		t := r.credential(version)
 		if r.bad {
 			return nil, damaged
 		}
