@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 GO=${GO:-go}
 seconds=${BENCH_SECONDS:-2}
 rounds=${BENCH_ROUNDS:-5}
-all=nbd,client,channels,chain,vhdx,kernel
+all=nbd,client,channels,chain,vhdx,fuse,kernel
 chosen=${BENCH:-$all}
 export PATH=$PATH:/usr/sbin:/sbin
 doc=docs/benchmarks.md
@@ -32,6 +32,7 @@ section client "SMB client from smbd" peers
 section channels "Several channels" "$GO" run ./test/bench/channels -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 section chain "The whole chain: NBD, RSVD, server" "$GO" run ./test/bench/chain -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 section vhdx "VHDX" "$GO" run ./test/bench/vhdxbench -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
+section fuse "Mounted disks, and copies" "$GO" run ./test/bench/fusebench -bin bin/vdbridge -seconds "$seconds" -rounds "$rounds"
 section kernel "Block devices in a guest" "$GO" run ./test/bench/kernel -bin bin/vdbridge -seconds "$seconds" -rounds 3
 
 if [ "$chosen" != "$all" ]; then
