@@ -88,19 +88,10 @@ var forms = []struct {
 	{"file-persistent", true, func(o *Options) { o.Mode = ModeFile }, "persistent"},
 }
 
-// inTime leaves out what differs in the data path only, when the race detector makes everything slow.
-func inTime(t *testing.T, o func(*Options)) {
-	var v Options
-	if o(&v); raceEnabled && v.IO == rsvd.IOSCSI {
-		t.Skip("the other data path is tried without the race detector")
-	}
-}
-
 // Connections that are cut under load cost time and nothing else.
 func TestCutUnderLoad(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			inTime(t, form.change)
 			leak.Check(t)
 			a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: form.ca})
 			d := a.hold(t, form.change)
@@ -154,7 +145,6 @@ func TestCutUnderLoad(t *testing.T) {
 func TestPreemptedWhileAway(t *testing.T) {
 	for _, form := range forms[:5] {
 		t.Run(form.name, func(t *testing.T) {
-			inTime(t, form.change)
 			leak.Check(t)
 			ctx := t.Context()
 			a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: form.ca})
@@ -277,7 +267,6 @@ func TestReservationsUnderCuts(t *testing.T) {
 func TestLateRequests(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			inTime(t, form.change)
 			leak.Check(t)
 			ctx := t.Context()
 			a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: form.ca})
@@ -319,7 +308,6 @@ func TestLateRequests(t *testing.T) {
 func TestCloseWhileLost(t *testing.T) {
 	for _, form := range forms {
 		t.Run(form.name, func(t *testing.T) {
-			inTime(t, form.change)
 			leak.Check(t)
 			a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: form.ca})
 			d := a.hold(t, form.change)

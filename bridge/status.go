@@ -42,6 +42,7 @@ type DiskStatus struct {
 	Losses     uint64              `json:"losses"`     // times that all ways to the server were lost
 	Reconnects uint64              `json:"reconnects"` // losses that were overcome
 	Repeated   uint64              `json:"repeated"`   // requests that were sent again after a loss
+	Forged     uint64              `json:"forged"`     // losses because a message was not authentic
 	Unflushed  bool                `json:"unflushed"`  // something was written that no flush has covered
 }
 
@@ -144,7 +145,7 @@ func (d *Disk) Status() DiskStatus {
 func (r *Remote) describe(s *DiskStatus) {
 	l := r.link.Status()
 	i := r.Info()
-	s.OnLoss, s.Since, s.Losses, s.Reconnects, s.Repeated = r.onLoss.String(), l.Since, l.Losses, l.Reconnects, l.Repeated
+	s.OnLoss, s.Since, s.Losses, s.Reconnects, s.Repeated, s.Forged = r.onLoss.String(), l.Since, l.Losses, l.Reconnects, l.Repeated, l.Forged
 	s.State = [...]string{link.Connected: StateConnected, link.Reconnecting: StateReconnecting, link.Failed: StateFailed, link.Closed: StateClosed}[l.State]
 	s.Attempt = l.Attempt
 	if !l.NextTry.IsZero() {

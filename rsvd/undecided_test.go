@@ -7,54 +7,83 @@ import (
 	"vdbridge/scsi"
 )
 
-// What is concluded about an interrupted PERSISTENT RESERVE OUT of key 1 against key 2 from what there is afterwards.
-func TestUndecided(t *testing.T) {
-	const we, ea, all = scsi.WriteExclusive, scsi.ExclusiveAccess, scsi.WriteExclusiveAllRegistrants
-	state := func(registered bool, held, ours bool, kind scsi.PRType, others ...uint64) *reservations {
-		n := &reservations{registered: registered, held: held, ours: ours, kind: kind, others: map[uint64]bool{}}
-		if registered {
-			n.key = 1
+// What is there after an interruption tells whether the command was carried out, or that nobody can tell.
+func TestWasDone(t *testing.T) {
+	const mine, fresh, theirs = 0xA1, 0xA2, 0xB2
+	const typ, all = scsi.WriteExclusiveRegistrantsOnly, scsi.WriteExclusiveAllRegistrants
+	keys := func(k ...uint64) map[uint64]bool {
+		m := map[uint64]bool{}
+		for _, v := range k {
+			m[v] = true
 		}
-		for _, k := range others {
-			n.others[k] = true
-		}
-		return n
+		return m
 	}
-	for name, c := range map[string]struct {
-		action    scsi.PROutAction
-		typ       scsi.PRType
-		actionKey uint64
-		now       *reservations
-		done      bool
-		undecided bool
+	const done, again, undecided = "done", "again", "undecided"
+	for name, tc := range map[string]struct {
+		now          reservations
+		action       scsi.PROutAction
+		typ          scsi.PRType
+		key, action2 uint64
+		want         string
 	}{
-		"preempt, the victim is there":                         {scsi.PRPreempt, we, 2, state(true, true, false, we, 2), false, false},
-		"preempt, we hold it":                                  {scsi.PRPreempt, we, 2, state(true, true, true, we), true, false},
-		"preempt, all registrants hold it":                     {scsi.PRPreempt, all, 2, state(true, true, false, all), true, false},
-		"preempt, the victim has gone with its reservation":    {scsi.PRPreempt, we, 2, state(true, false, false, 0), false, true},
-		"preempt, a third one holds it":                        {scsi.PRPreempt, we, 2, state(true, true, false, we, 3), false, true},
-		"preempt, we hold another kind":                        {scsi.PRPreempt, we, 2, state(true, true, true, ea), false, true},
-		"preempt, we are gone":                                 {scsi.PRPreemptAndAbort, we, 2, state(false, false, false, 0), false, true},
-		"release, we hold it":                                  {scsi.PRRelease, we, 0, state(true, true, true, we), false, false},
-		"release, nobody holds it":                             {scsi.PRRelease, we, 0, state(true, false, false, 0), true, false},
-		"release, another holds it":                            {scsi.PRRelease, we, 0, state(true, true, false, we, 2), true, false},
-		"release, we are not registered":                       {scsi.PRRelease, we, 0, state(false, false, false, 0), false, true},
-		"release, all registrants hold it, perhaps a new one":  {scsi.PRRelease, all, 0, state(true, true, false, all), false, true},
-		"register, we are":                                     {scsi.PRRegister, 0, 1, state(true, false, false, 0), true, false},
-		"register and ignore, we are not":                      {scsi.PRRegisterAndIgnore, 0, 1, state(false, false, false, 0), false, false},
-		"unregister, we are not":                               {scsi.PRRegisterAndIgnore, 0, 0, state(false, false, false, 0), true, false},
-		"clear, everything is gone":                            {scsi.PRClear, 0, 0, state(false, false, false, 0), true, false},
-		"clear, we are there":                                  {scsi.PRClear, 0, 0, state(true, false, false, 0, 2), false, false},
-		"clear, others are there":                              {scsi.PRClear, 0, 0, state(false, false, false, 0, 2), false, true},
-		"reserve is repeated":                                  {scsi.PRReserve, we, 0, state(true, true, true, we), false, false},
-		"move":                                                 {scsi.PRRegisterAndMove, we, 2, state(true, false, false, 0), false, true},
-		"register with a key that was not ours, and is not it": {scsi.PRRegister, 0, 7, state(false, false, false, 0), false, true},
+		"registered":                        {reservations{registered: true, key: fresh}, scsi.PRRegister, 0, mine, fresh, done},
+		"not registered yet":                {reservations{registered: true, key: mine}, scsi.PRRegister, 0, mine, fresh, again},
+		"first registration missing":        {reservations{}, scsi.PRRegister, 0, 0, fresh, again},
+		"registered with something else":    {reservations{registered: true, key: 0xC3}, scsi.PRRegister, 0, mine, fresh, undecided},
+		"registration gone":                 {reservations{}, scsi.PRRegister, 0, mine, fresh, undecided},
+		"unregistered":                      {reservations{}, scsi.PRRegister, 0, mine, 0, done},
+		"not unregistered":                  {reservations{registered: true, key: mine}, scsi.PRRegister, 0, mine, 0, again},
+		"ignoring, done":                    {reservations{registered: true, key: fresh}, scsi.PRRegisterAndIgnore, 0, 0, fresh, done},
+		"ignoring, gone":                    {reservations{}, scsi.PRRegisterAndIgnore, 0, 0, fresh, again},
+		"reserve":                           {reservations{registered: true, key: mine, held: true, ours: true, kind: typ}, scsi.PRReserve, typ, mine, 0, again},
+		"released":                          {reservations{registered: true, key: mine}, scsi.PRRelease, typ, mine, 0, done},
+		"released, and reserved by another": {reservations{registered: true, key: mine, held: true, kind: typ}, scsi.PRRelease, typ, mine, 0, done},
+		"not released":                      {reservations{registered: true, key: mine, held: true, ours: true, kind: typ}, scsi.PRRelease, typ, mine, 0, again},
+		"release of all registrants":        {reservations{registered: true, key: mine, held: true, ours: true, kind: all}, scsi.PRRelease, all, mine, 0, undecided},
+		"cleared":                           {reservations{}, scsi.PRClear, 0, mine, 0, done},
+		"not cleared":                       {reservations{registered: true, key: mine, others: keys(theirs)}, scsi.PRClear, 0, mine, 0, again},
+		"cleared or preempted":              {reservations{others: keys(theirs)}, scsi.PRClear, 0, mine, 0, undecided},
+		"preempted":                         {reservations{registered: true, key: mine, held: true, ours: true, kind: typ}, scsi.PRPreempt, typ, mine, theirs, done},
+		"not preempted":                     {reservations{registered: true, key: mine, others: keys(theirs)}, scsi.PRPreemptAndAbort, typ, mine, theirs, again},
+		"preempt, and we are gone":          {reservations{others: keys(theirs)}, scsi.PRPreempt, typ, mine, theirs, undecided},
+		"preempt of ourselves":              {reservations{registered: true, key: mine}, scsi.PRPreempt, typ, mine, mine, undecided},
+		"preempt of key 0":                  {reservations{registered: true, key: mine}, scsi.PRPreempt, typ, mine, 0, undecided},
+		"move":                              {reservations{registered: true, key: mine}, scsi.PRRegisterAndMove, 0, mine, theirs, undecided},
 	} {
-		t.Run(name, func(t *testing.T) {
-			done, err := c.now.wasDone(c.action, c.typ, 1, c.actionKey)
-			if done != c.done || errors.Is(err, ErrUndecided) != c.undecided {
-				t.Errorf("%v, %v", done, err)
-			}
-		})
+		ok, err := tc.now.wasDone(tc.action, tc.typ, tc.key, tc.action2)
+		got := again
+		switch {
+		case errors.Is(err, ErrUndecided):
+			got = undecided
+		case err != nil:
+			t.Errorf("%s: %v", name, err)
+		case ok:
+			got = done
+		}
+		if got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+// A registration or a reservation that is missing afterwards shuts us out; what others do does not.
+func TestLostTo(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before, now Standing
+		lost        bool
+	}{
+		"nothing":                     {Standing{}, Standing{Generation: 7}, false},
+		"the same":                    {Standing{Registered: true, Key: 1}, Standing{Registered: true, Key: 1}, false},
+		"others registered":           {Standing{Registered: true, Key: 1, Generation: 1}, Standing{Registered: true, Key: 1, Generation: 5}, false},
+		"another key of ours":         {Standing{Registered: true, Key: 1}, Standing{Registered: true, Key: 2, Generation: 1}, false},
+		"registration gone":           {Standing{Registered: true, Key: 1}, Standing{Generation: 1}, true},
+		"reservation gone":            {Standing{Registered: true, Key: 1, Holds: true}, Standing{Registered: true, Key: 1}, true},
+		"keys without owners":         {Standing{keys: []uint64{1, 2}}, Standing{keys: []uint64{1, 2}}, false},
+		"keys without owners, fewer":  {Standing{keys: []uint64{1, 2}}, Standing{keys: []uint64{2}}, true},
+		"keys without owners, change": {Standing{keys: []uint64{1}}, Standing{keys: []uint64{1}, Generation: 2}, true},
+	} {
+		if err := tc.before.lostTo(&tc.now); errors.Is(err, ErrShutOut) != tc.lost {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

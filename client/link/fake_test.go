@@ -27,7 +27,8 @@ type fakeServer struct {
 	dials   int
 	prev    []uint64
 	opens   []client.OpenOptions
-	lose    bool // the reply to the next CREATE gets lost
+	cause   error // of the next losses; nil: any
+	lose    bool  // the reply to the next CREATE gets lost
 }
 
 func newServer() *fakeServer {
@@ -86,8 +87,12 @@ func (s *fakeServer) down() {
 }
 
 func (s *fakeServer) cutLocked() {
+	err := s.cause
+	if err == nil {
+		err = errors.New("cut")
+	}
 	for _, w := range s.ways {
-		w.end(&client.ConnError{Addr: "fake", Err: errors.New("cut")})
+		w.end(&client.ConnError{Addr: "fake", Err: err})
 	}
 	s.ways = nil
 }

@@ -79,6 +79,7 @@ type Link struct {
 	lastErr   error
 	losses    uint64
 	back      uint64
+	forged    uint64
 	deadline  *time.Timer // of fail-after
 	flaps     int         // losses without anything done in between
 	closeOnce sync.Once
@@ -174,6 +175,9 @@ func (l *Link) lose(w Way, err error) {
 	}
 	l.state, l.since, l.lastErr, l.attempts, l.lost = Reconnecting, time.Now(), err, 0, w
 	l.losses++
+	if errors.Is(err, client.ErrSecurity) {
+		l.forged++
+	}
 	if l.hasty {
 		l.refuse = &LostError{err}
 	}
@@ -313,13 +317,14 @@ type Status struct {
 	Losses     uint64
 	Reconnects uint64
 	Repeated   uint64
+	Forged     uint64 // losses because a message was not authentic
 	Fence      error
 }
 
 // Status says how the link is.
 func (l *Link) Status() Status {
 	l.mu.Lock()
-	s := Status{State: l.state, Since: l.since, Losses: l.losses, Reconnects: l.back}
+	s := Status{State: l.state, Since: l.since, Losses: l.losses, Reconnects: l.back, Forged: l.forged}
 	if l.state != Connected {
 		s.LastError = l.lastErr
 	}

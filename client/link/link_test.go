@@ -650,3 +650,19 @@ func TestSeveralFiles(t *testing.T) {
 		}
 	})
 }
+
+// A message that is not authentic costs the connection, and is counted.
+func TestForged(t *testing.T) {
+	inWorld(t, Hold, nil, func(w *world) {
+		w.s.start(func(s *fakeServer) {
+			s.cause = fmt.Errorf("%w: signature", client.ErrSecurity)
+			s.cutLocked()
+		})
+		if err := w.write(1); err != nil {
+			t.Error(err)
+		}
+		if s := w.l.Status(); s.Forged != 1 || s.Losses != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
