@@ -47,7 +47,7 @@ func TestRefused(t *testing.T) {
 		{"address instead of name", "127.0.0.1:" + port, by("alice", good), bridge.ClassAuth, `knows servers by name, and "127.0.0.1" is none`},
 		{"keytab without the principal", at, wrongKeytab, bridge.ClassAuth, "no keys of bob; it has keys of alice@VDB.TEST"},
 		{"no tickets", at, with("FILE:" + k.File("none")), bridge.ClassAuth, "run kinit"},
-		{"keyring", at, with("KEYRING:persistent:0"), bridge.ClassAuth, "only files can be read"},
+		{"keyring", at, with("KEYRING:session:vdbridge-none"), bridge.ClassAuth, "there are no tickets in KEYRING:session:vdbridge-none"},
 		{"user not allowed", only, by("alice", good), bridge.ClassAuth, "does not accept the ticket of alice@VDB.TEST"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
