@@ -352,8 +352,9 @@ func (obj *object) contendOpen(o *open, c *contention) ntstatus.Status {
 	}
 	st := ntstatus.Success
 	for _, e := range obj.opens {
-		if e.durable != nil && e.durable.persistent && e.durable.parked.Load() && !(e.isDisk && o.isDisk) && !o.restoring {
-			// Its client may come back. Shared disks do not exclude each other; what fences there is the reservation. [MS-SMB2] 3.3.5.9
+		if e.durable != nil && e.durable.persistent && e.durable.parked.Load() && !(e.isDisk && o.isDisk) && !o.restoring && !(e.oplock != nil && e.oplock.keepsHandles()) {
+			// Its client may come back. One that caches handles is told of conflicts then, and does not conflict with itself: of a CREATE whose reply was lost it
+			// does not know. Shared disks do not exclude each other; what fences there is the reservation. [MS-SMB2] 3.3.5.9 and its note
 			return ntstatus.FileNotAvailable
 		}
 		if conflict(e, o) {

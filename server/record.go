@@ -254,6 +254,9 @@ func (s *Server) record(o *open) *openRecord {
 				r.Oplock.Lease.Parent = parent[:]
 			}
 		}
+	} else if o.leased {
+		id := o.lease // named and not granted, as on a shared disk: it is asked for when the client comes back
+		r.Oplock = &oplockRecord{Lease: &leaseJSON{Client: id.client[:], Key: id.key[:], Version: 2}}
 	}
 	for i := range obj.locks.held {
 		if h := &obj.locks.held[i]; h.owner == o {

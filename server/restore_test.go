@@ -416,3 +416,40 @@ func TestInterruptedRename(t *testing.T) {
 		}
 	}
 }
+
+// TestRestartDiskWithLease has a client that names a lease with a shared disk, which grants none, name it again.
+func TestRestartDiskWithLease(t *testing.T) {
+	l := newLives(t)
+	s := l.start(l.state)
+	s.write("d.vhdx", "")
+	const name = "d.vhdx:SharedVirtualDisk"
+	p := s.client(t, 1, 0, "me", "ca")
+	id := p.open(withLease(with(diskReq(name, make([]byte, 168)), dh2q(1, 0, flagPersistent)), 5, cacheAll))
+	q := l.start(l.kill(s)).client(t, 1, 0, "me", "ca")
+	back := func() *wire.CreateRequest {
+		return with(&wire.CreateRequest{Impersonation: 2, DesiredAccess: 0x20083, ShareAccess: 7, Disposition: wire.FileOpen, Name: name}, dh2c(id, 1, flagPersistent))
+	}
+	_, st := q.tryOpen(back())
+	check(t, "reconnect without the lease", st, ntstatus.ObjectNameNotFound)
+	_, st = q.tryOpen(withLease(back(), 5, cacheAll))
+	check(t, "reconnect", st, ntstatus.Success)
+}
+
+// TestLostReply has a client that does not know of its open, because the server was killed before it could say so, open the file anew: with a lease on handles it
+// does not stand in its own way.
+func TestLostReply(t *testing.T) {
+	l := newLives(t)
+	s := l.start(l.state)
+	p := s.client(t, 1, 0, "me", "ca")
+	p.open(withLease(with(openReq("a"), dh2q(1, 0, flagPersistent)), 5, cacheAll))
+	p.open(with(openReq("b"), dh2q(2, 0, flagPersistent)))
+	s2 := l.start(l.kill(s))
+	q := s2.client(t, 1, 0, "me", "ca")
+	resp, st := q.tryOpen(withLease(with(openReq("a"), dh2q(3, 0, flagPersistent)), 5, cacheAll))
+	check(t, "open anew with the lease", st, ntstatus.Success)
+	if resp != nil && leaseOf(resp) != cacheAll {
+		t.Errorf("lease %#x", leaseOf(resp))
+	}
+	_, st = q.tryOpen(with(openReq("b"), dh2q(4, 0, flagPersistent)))
+	check(t, "open anew without one", st, ntstatus.FileNotAvailable)
+}
