@@ -80,8 +80,10 @@ func newSock(c net.Conn) (t transport, ok bool, err error) {
 	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	if err == nil {
 		if _, local := c.(*net.UnixConn); local {
-			// Replies of a megabyte then leave in fewer pieces. TCP sizes its buffer itself, and better.
-			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBufferBytes)
+			// Replies of a megabyte then leave in fewer pieces, for root in one. TCP sizes its buffer itself, and better.
+			if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sendBufferBytes) != nil {
+				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBufferBytes)
+			}
 		}
 		c.Close() // and with it the registration in the runtime's poller
 		err = unix.SetNonblock(fd, false)
@@ -93,7 +95,7 @@ func newSock(c net.Conn) (t transport, ok bool, err error) {
 	return s, true, nil
 }
 
-const sendBufferBytes = 1 << 20
+const sendBufferBytes = 2 << 20
 
 // heat makes the socket hot. It reports false if there has been a kick.
 func (s *sock) heat() bool {

@@ -18,6 +18,7 @@ const (
 	idleWait   = 10 * time.Second
 	freeWait   = 10 * time.Second // until the kernel has let the device go
 	flushWait  = 60 * time.Second
+	forcedWait = 10 * time.Second // for the flush of who does not insist on it
 )
 
 // detach ends the device and then the disk. An error means that nothing was done: the device works as before.
@@ -40,13 +41,19 @@ func (a *attachment) detach(ctx context.Context, r *Request, was string) (warnin
 			defer claim.Close()
 		}
 		if claim != nil && was != StateResuming {
-			if err := within(ctx, flushWait, claim.Flush); err != nil && !r.Force {
+			wait := flushWait
+			if r.Force {
+				wait = forcedWait
+			}
+			if err := within(ctx, wait, claim.Flush); err != nil && !r.Force {
 				return nil, &bridge.Error{Class: bridge.ClassIO, Sentence: fmt.Sprintf("what was written to %s could not be made durable (%v), so it stays attached; --force detaches it and loses that", a.node(), err), Err: err}
 			} else if err != nil {
 				warnings = append(warnings, fmt.Sprintf("what was written last is lost: %v", err))
 			}
-			if err := a.idle(ctx, index); err != nil && !r.Force {
-				return nil, err
+			if !r.Force {
+				if err := a.idle(ctx, index); err != nil {
+					return nil, err
+				}
 			}
 		}
 		if r.Release {

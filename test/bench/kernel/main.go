@@ -132,7 +132,7 @@ begin() {
 	case $1 in
 	hostkit) D=/dev/nbd0; nbd-client -N "" @HOST@ 10809 $D -C @C@ >/dev/null 2>&1 || exit 1 ;;
 	hostsmb) D=$($V attach @URL@ $OPTS --connections @C@ --mode rsvd) || exit 1 ;;
-	kit) nbdkit -U /tmp/kit.sock -P /tmp/kit.pid memory @SIZE@; D=/dev/nbd0; nbd-client -unix /tmp/kit.sock $D -C @C@ >/dev/null 2>&1 || exit 1 ;;
+	kit) rm -f kit.sock kit.pid; nbdkit -U /tmp/kit.sock -P /tmp/kit.pid memory @SIZE@; D=/dev/nbd0; nbd-client -unix /tmp/kit.sock $D -C @C@ >/dev/null 2>&1 || exit 1 ;;
 	local) D=$($V attach loc/a.vhdx --connections @C@) || exit 1 ;;
 	esac
 	# the same queue for all, so that servers are compared
