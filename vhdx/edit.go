@@ -49,10 +49,17 @@ func (c *committer) atomic(ctx context.Context, updates []logUpdate) error {
 	if k < len(updates) {
 		return fmt.Errorf("the log of %d bytes is too small for a change of %d sectors at once: %w", c.log.log.n, len(updates), ErrUnsupported)
 	}
-	if err := c.write(ctx, updates); err != nil {
-		return err
+	// From here on nobody may give up half way: whether the entry is durable would not be known, and what is in memory would no longer fit.
+	ctx = context.WithoutCancel(ctx)
+	err := c.write(ctx, updates)
+	if err == nil {
+		err = c.makeRoom(ctx)
 	}
-	return c.makeRoom(ctx)
+	if err != nil {
+		final := fmt.Errorf("an earlier change of the structure failed half way; close the image and open it again: %w", err)
+		c.broken.CompareAndSwap(nil, &final)
+	}
+	return err
 }
 
 // write writes one log entry, makes it durable, and puts the updates in place. sem is held.

@@ -290,14 +290,17 @@ func (d *Disk) trimFile(ctx context.Context) error {
 	// The newest entry of the log vouches for the size: it must name the smaller one before the file has it.
 	s.size.Store(end)
 	s.stable.Store(min(s.stable.Load(), end))
-	if err := d.commit.restart(ctx); err != nil {
-		return err
+	err := d.commit.restart(ctx)
+	if err == nil {
+		if err = d.file.Truncate(ctx, end); err != nil {
+			err = fmt.Errorf("cut off the unused end of the image: %w", err)
+		}
 	}
-	if err := d.file.Truncate(ctx, end); err != nil {
+	if err != nil { // what is behind the end still has old content
 		s.size.Store(size)
-		return fmt.Errorf("cut off the unused end of the image: %w", err)
+		s.end.Store(roundUp(size, mib))
 	}
-	return nil
+	return err
 }
 
 // forget empties the lists of free places, before they are made anew. Nobody else is inside.
