@@ -616,3 +616,42 @@ func TestFileResolver(t *testing.T) {
 		t.Errorf("confined to a folder: %q", got)
 	}
 }
+
+// TestChildAllocs counts the allocations of small requests on a warm chain: none.
+func TestChildAllocs(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	ctx := context.Background()
+	dir := t.TempDir()
+	base, child := filepath.Join(dir, "a.vhdx"), filepath.Join(dir, "b.vhdx")
+	must(t, CreateFile(ctx, base, CreateOptions{Size: 64 * mib, BlockSize: mib}))
+	d, err := OpenFile(ctx, base, Options{})
+	must(t, err)
+	must(t, errors.Join(d.Write(ctx, make([]byte, 64*mib), 0, false), d.Close()))
+	must(t, CreateChildFile(ctx, child, base, ChildOptions{}))
+	d, err = OpenFile(ctx, child, Options{})
+	must(t, err)
+	p := make([]byte, 4096)
+	at := func(i int) int64 { return int64(i%500) * 12288 }
+	for i := range 500 {
+		must(t, d.Write(ctx, p, at(i), false))
+	}
+	must(t, d.Flush(ctx))
+	i := 0
+	for name, fn := range map[string]func() error{
+		"read of the child":  func() error { return d.Read(ctx, p, at(i)) },
+		"read of the parent": func() error { return d.Read(ctx, p, at(i)+4096) },
+		"write":              func() error { return d.Write(ctx, p, at(i), false) },
+	} {
+		if n := testing.AllocsPerRun(400, func() {
+			i++
+			if err := fn(); err != nil {
+				t.Error(err)
+			}
+		}); n > 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+	must(t, d.Close())
+}
