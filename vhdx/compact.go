@@ -66,6 +66,9 @@ func (d *Disk) compact(ctx context.Context, o *CompactOptions) error {
 	var moves []move
 	err := d.exclusive(ctx, false, func() (err error) {
 		d.space.withhold()
+		if err := d.lowerBAT(ctx); err != nil {
+			return err
+		}
 		moves, err = d.planMoves(ctx)
 		return err
 	})
@@ -97,29 +100,12 @@ type move struct {
 
 // planMoves finds what lies behind the place where the file could end, and gaps before that for it. Everything is durable and nobody is inside.
 func (d *Disk) planMoves(ctx context.Context) ([]move, error) {
-	var used usageMap
-	total := int64(0)
-	for _, x := range d.layout.structures() {
-		used.add(x)
-		total += x.n
-	}
-	each := func(fn func(entry int64, x extent)) error {
-		return eachEntry(ctx, d.file, d.layout.bat, d.geo.entries, func(i int64, v uint64) error {
-			block, payload := d.geo.blockOf(i)
-			switch {
-			case payload && reservesSpace(v) && d.entryPlace(v, block):
-				fn(i, extent{int64(v & offsetMask), d.geo.blockSize})
-			case !payload && d.geo.isBitmap(i) && v&stateMask == blockPresent:
-				fn(i, extent{int64(v & offsetMask), bitmapBlock})
-			}
-			return ctx.Err()
-		})
-	}
-	if err := each(func(_ int64, x extent) { used.add(x); total += x.n }); err != nil {
+	used, total, err := d.usedSpace(ctx)
+	if err != nil {
 		return nil, err
 	}
 	var moves []move
-	if err := each(func(i int64, x extent) {
+	if err := d.eachPlace(ctx, func(i int64, x extent) {
 		if x.end() > total {
 			moves = append(moves, move{entry: i, from: x.off, n: x.n})
 		}
@@ -150,6 +136,63 @@ func (d *Disk) planMoves(ctx context.Context) ([]move, error) {
 		out = append(out, m)
 	}
 	return out, nil
+}
+
+// eachPlace calls fn for everything that a BAT entry has a place for.
+func (d *Disk) eachPlace(ctx context.Context, fn func(entry int64, x extent)) error {
+	return eachEntry(ctx, d.file, d.layout.bat, d.geo.entries, func(i int64, v uint64) error {
+		block, payload := d.geo.blockOf(i)
+		switch {
+		case payload && reservesSpace(v) && d.entryPlace(v, block):
+			fn(i, extent{int64(v & offsetMask), d.geo.blockSize})
+		case !payload && d.geo.isBitmap(i) && v&stateMask == blockPresent:
+			fn(i, extent{int64(v & offsetMask), bitmapBlock})
+		}
+		return ctx.Err()
+	})
+}
+
+// usedSpace marks everything that is in use, and sums it up.
+func (d *Disk) usedSpace(ctx context.Context) (used usageMap, total int64, err error) {
+	for _, x := range d.layout.structures() {
+		used.add(x)
+		total += x.n
+	}
+	err = d.eachPlace(ctx, func(_ int64, x extent) { used.add(x); total += x.n })
+	return used, total, err
+}
+
+// lowerBAT moves the BAT into the first gap before it that is large enough; a disk that has grown has it somewhere in the middle. Nobody is inside.
+func (d *Disk) lowerBAT(ctx context.Context) error {
+	used, _, err := d.usedSpace(ctx)
+	if err != nil {
+		return err
+	}
+	old, to := d.layout.bat, extent{}
+	used.gaps(old.off, func(x extent) bool {
+		if x.n >= old.n {
+			to = extent{x.off, old.n}
+		}
+		return to.n == 0
+	})
+	if to.n == 0 {
+		return nil
+	}
+	if err := zeroRange(ctx, d.file, to.off, to.n, false); err != nil {
+		return fmt.Errorf("move the BAT: %w", err)
+	}
+	if err := d.copyBAT(ctx, to, d.geo.entries); err != nil {
+		return err
+	}
+	updates, err := d.planRegion(ctx, to)
+	if err != nil {
+		return err
+	}
+	if err := d.commit.atomic(ctx, updates); err != nil {
+		return err
+	}
+	d.adopt(to, d.geo)
+	return nil
 }
 
 // entryPlace reports whether the place that an entry names is inside the file.

@@ -38,7 +38,11 @@ func (w *workload) run(ctx context.Context, steps int) error {
 			if w.rng.IntN(2) == 0 {
 				err = w.d.Compact(ctx, CompactOptions{FindZeros: w.rng.IntN(2) == 0})
 			} else {
-				err = w.d.Resize(ctx, w.size+w.rng.Int64N(3)*(mib+4096), ResizeOptions{}) // nothing is ever written there
+				to := w.size + w.rng.Int64N(3)*(mib+4096) // nothing is ever written there
+				if w.rng.IntN(4) == 0 && w.d.params.kind() != KindFixed {
+					to = 130 << 30 // the BAT moves
+				}
+				err = w.d.Resize(ctx, to, ResizeOptions{})
 			}
 			if err != nil {
 				return err

@@ -17,4 +17,15 @@
 // The headers are updated before the first modification of a session (new FileWriteGuid and DataWriteGuid), the log is
 // started before the first BAT change, and cleared by [Disk.Close]. An image that was only read is not written to at all, whatever it was opened for.
 // An image with entries in its log is replayed into the file when it is opened for writing, and in memory when it is opened read-only.
+//
+// # Chains
+//
+// A differencing disk is opened with its parents, which Options.Resolver finds, and is then a disk like any other. [CreateChild] makes one over a parent without
+// copying data, [Disk.Map] says where in the chain a part lies, [Disk.SetParent] moves it to another parent. [Merge] copies an image into its parent;
+// [Disk.MergeParent] does so with the parent of a disk that is in use.
+//
+// # Changing images
+//
+// [Disk.Resize] and [Disk.Compact] work while the disk is in use, [Convert] makes any kind from any other, [Check] reports what is wrong with a file and [Repair]
+// puts right what is beyond doubt. What changes an image is safe against a crash at every step; all take a context, and the long ones tell their progress.
 package vhdx
