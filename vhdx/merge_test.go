@@ -445,3 +445,34 @@ func TestShrinkGrow(t *testing.T) {
 	}
 	must(t, d.Close())
 }
+
+// TestLowerBAT compacts an image whose BAT has moved up when it grew, into gaps that hold old data.
+func TestLowerBAT(t *testing.T) {
+	ctx := t.Context()
+	f := crashfile.New()
+	f.NoPunch = true
+	must(t, Create(ctx, f, CreateOptions{Size: 8 * mib, BlockSize: mib}))
+	d, err := Open(ctx, kept{f}, Options{})
+	must(t, err)
+	p := bytes.Repeat([]byte{0xff}, 8*mib)
+	must(t, d.Write(ctx, p, 0, false))
+	must(t, d.Resize(ctx, 300<<30, ResizeOptions{}))
+	must(t, errors.Join(d.Trim(ctx, 0, 5*mib), d.Flush(ctx)))
+	at := d.Info().BATOffset
+	must(t, d.Compact(ctx, CompactOptions{}))
+	if now := d.Info(); now.BATOffset >= at || now.FileSize > 12*mib {
+		t.Errorf("the BAT went from %d to %d, the file has %d bytes", at, now.BATOffset, now.FileSize)
+	}
+	must(t, d.Close())
+	if r, err := Check(ctx, f.Clone()); err != nil || r.State != StateClean || r.Usage.AllocatedBlocks != 3 {
+		t.Fatalf("check: %v %+v", err, r)
+	}
+	d, err = Open(ctx, kept{f}, Options{})
+	must(t, err)
+	got := make([]byte, 8*mib)
+	must(t, d.Read(ctx, got, 0))
+	if !isZero(got[:5*mib]) || !bytes.Equal(got[5*mib:], p[5*mib:]) {
+		t.Error("other data")
+	}
+	must(t, d.Close())
+}
