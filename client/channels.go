@@ -221,7 +221,7 @@ type ChannelOptions struct {
 }
 
 // KeepChannels opens further channels in the background, and opens them again when they are lost, until the session ends. It returns at once; what goes
-// wrong is logged. When the server refuses the user, it is given up, so that no account is locked. A second call replaces the options.
+// wrong is logged. When the server refuses the user, it is given up, so that no account is locked. A second call replaces the options; it closes no channel.
 func (s *Session) KeepChannels(opts ChannelOptions) error {
 	const op = "keep channels"
 	if opts.Count < 1 || opts.Count > maxChannels {

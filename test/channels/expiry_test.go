@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -99,5 +100,63 @@ func TestHalfOpen(t *testing.T) {
 		}
 		hole(s, 1)
 		<-sess.Done()
+	})
+}
+
+// mortal is a mechanism whose proof of identity ends.
+type mortal struct {
+	auth.MechInitiator
+	end time.Time
+}
+
+func (m mortal) Expiry() time.Time { return m.end }
+
+// TestRenewedAhead has proofs of identity that end soon: they are renewed before, and nothing waits. One that lasts no longer than the last is no reason
+// to go on asking, and a later one that does is renewed again.
+func TestRenewedAhead(t *testing.T) {
+	both(t, func(t *testing.T, s *sut) {
+		ctx := testContext(t)
+		var mu sync.Mutex
+		end := time.Now().Add(time.Hour)
+		life := 400 * time.Millisecond // 0: it always ends at end
+		mech := func(context.Context) ([]auth.MechInitiator, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if life > 0 {
+				end = time.Now().Add(life)
+			}
+			return []auth.MechInitiator{mortal{s.mechs()[0], end}}, nil
+		}
+		set := func(d time.Duration) {
+			mu.Lock()
+			life = d
+			mu.Unlock()
+		}
+		c, err := client.Dial(ctx, s.net.Addr(), client.Config{})
+		must(t, "dial", err)
+		defer c.Close()
+		first, _ := mech(ctx)
+		sess, err := c.SessionWith(ctx, client.SessionOptions{Renew: mech}, first...)
+		must(t, "logon", err)
+		was := sess.Expiry()
+		if was.IsZero() {
+			t.Fatal("the end is not known")
+		}
+		f := s.open(sess, "disk", nil)
+		l := startLoad(t, f, 4, 64<<10, 4096)
+		eventually(t, "renewals", func() bool { return sess.Status().Renewed >= 3 || t.Failed() })
+		if !sess.Expiry().After(was) {
+			t.Errorf("expires at %v, before at %v", sess.Expiry(), was)
+		}
+		set(0)
+		n := sess.Status().Renewed
+		eventually(t, "one that lasts no longer", func() bool { return sess.Status().Renewed > n || t.Failed() })
+		n = sess.Status().Renewed
+		l.until(50)
+		set(300 * time.Millisecond)
+		must(t, "log on again", sess.Reauthenticate(ctx))
+		eventually(t, "renewals again", func() bool { return sess.Status().Renewed >= n+3 || t.Failed() })
+		l.end()
+		must(t, "close", f.Close())
 	})
 }

@@ -207,3 +207,24 @@ func TestAbort(t *testing.T) {
 		eventually(t, "the end of every connection", func() bool { return len(s.net.Links()) == 0 })
 	}
 }
+
+// TestKeepByInterfaces opens channels to the addresses that the servers tell.
+func TestKeepByInterfaces(t *testing.T) {
+	both(t, func(t *testing.T, s *sut) {
+		ctx := testContext(t)
+		c, err := client.Dial(ctx, s.addr, client.Config{})
+		must(t, "dial", err)
+		defer c.Close()
+		sess, err := c.Session(ctx, s.user, client.SessionOptions{})
+		must(t, "logon", err)
+		must(t, "keep", sess.KeepChannels(client.ChannelOptions{Count: 3}))
+		eventually(t, "three channels", func() bool { return live(sess) == 3 })
+		for _, ch := range sess.Status().Channels {
+			if ch.Addr != s.addr {
+				t.Errorf("channel %+v, the server is at %s", ch, s.addr)
+			}
+		}
+		must(t, "fewer", sess.KeepChannels(client.ChannelOptions{Count: 1})) // which opens none, and leaves those that there are
+		must(t, "log off", sess.Close())
+	})
+}
