@@ -239,7 +239,9 @@ func (c *Conn) watch() {
 		// silent counts the ticks that found nothing new.
 		switch silent++; silent {
 		case 1:
-			echo.Go(func() { _ = c.Echo(ctx) })
+			if c.up.Load() { // before, the server takes nothing but NEGOTIATE
+				echo.Go(func() { _ = c.Echo(ctx) })
+			}
 		case 2:
 			c.fail(fmt.Errorf("server has not answered for %v although requests are in flight", c.cfg.ServerTimeout))
 		}

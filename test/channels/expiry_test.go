@@ -83,7 +83,7 @@ func TestExpiredForGood(t *testing.T) {
 // TestHalfOpen has one connection become a black hole: what is under way on it goes to the other one, within a bounded time. An idle session notices as well.
 func TestHalfOpen(t *testing.T) {
 	both(t, func(t *testing.T, s *sut) {
-		cfg := client.Config{ServerTimeout: 200 * time.Millisecond, IdleEcho: 50 * time.Millisecond}
+		cfg := client.Config{ServerTimeout: 2 * time.Second, IdleEcho: 200 * time.Millisecond}
 		sess := s.connect(cfg, client.SessionOptions{})
 		f := s.open(sess, "disk", nil)
 		s.bind(sess)
