@@ -309,7 +309,7 @@ func (w *worker) record(ctx context.Context, op *Op, err error) {
 	}
 	op.Holds = w.g.holds
 	op.Final = w.g.holds && op.Outcome == Unknown && ctx.Err() == nil && !isLost(err) && !errors.Is(err, errNBDGone)
-	if n := w.g.hurts.Load(); w.g.holds && n > 0 && (op.Kind == Write || op.Kind == Zero) {
+	if n := w.g.hurts.Load(); w.g.holds && n > 0 && (op.Kind == Write || op.Kind == Zero || op.Kind == Trim) {
 		// A message that was lost earlier, on another channel, may be what ends a connection only now.
 		op.Echoes = 1 + int(min(1, n-w.hurts))
 	}

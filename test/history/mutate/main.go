@@ -96,7 +96,7 @@ func (m *mutation) try(ctx context.Context, dir string, rounds int) (string, err
 	}
 	start := time.Now()
 	for seed := 1; seed <= rounds; seed++ {
-		cmd := exec.CommandContext(ctx, test, "-test.run", "^("+m.tests+")$", "-test.v", "-test.timeout", "5m")
+		cmd := exec.CommandContext(ctx, test, "-test.failfast", "-test.run", "^("+m.tests+")$", "-test.v", "-test.timeout", "5m")
 		cmd.Dir = "test/history"
 		cmd.Env = append(os.Environ(), "VDBRIDGE_BIN="+program, fmt.Sprintf("VDBRIDGE_SEED=%d", seed), "VDBRIDGE_SOAK=1s")
 		out, err := cmd.CombinedOutput()
@@ -122,7 +122,7 @@ func verdict(out string) string {
 		name = m[0][1]
 	}
 	if m := message.FindStringSubmatch(out); m != nil {
-		return name + ": " + m[1][:min(110, len(m[1]))]
+		return name + ": " + m[1][:min(400, len(m[1]))]
 	}
 	return name + ": failed otherwise:\n" + out[max(0, len(out)-600):]
 }

@@ -58,9 +58,10 @@ var mutations = []mutation{
 		tests: "TestHeldPrograms|TestHeldPowerCuts",
 	},
 	{
-		name: "no lock on the image", // two servers interpret one image
-		file: "vhdx/osfile_linux.go",
-		old:  "		return false, fmt.Errorf(\"lock %s: %w\", o.f.Name(), ErrInUse)", new: "		return true, nil",
+		name:  "no lock on the image", // two servers interpret one image
+		file:  "vhdx/osfile_linux.go",
+		old:   "	if ok, err := o.setLock(kind, ownLockByte); err != nil || !ok {\n		return err\n	}\n",
+		new:   "	if ok, err := o.setLock(kind, ownLockByte); err != nil || !ok || true {\n		return nil\n	}\n",
 		tests: "TestTwoServers",
 	},
 	{
