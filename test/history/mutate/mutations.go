@@ -16,10 +16,10 @@ var mutations = []mutation{
 		tests: "TestLateRequest|TestHeldPrograms|TestHeldPowerCuts",
 	},
 	{
-		name: "acknowledged before fsync", // available shares do not write through
-		file: "server/create.go",
-		old:  "		o.options |= wire.OptWriteThrough // [MS-SMB2] 3.3.5.9, \"Open Execution\"", new: "		o.options |= 0",
-		tests: "TestHeldPowerCuts",
+		name: "acknowledged before fsync", // FUA, and so what available shares write, is not durable
+		file: "vhdx/disk.go",
+		old:  "		err = d.write(ctx, p, off)\n	}\n	if err == nil && fua {", new: "		err = d.write(ctx, p, off)\n	}\n	if err == nil && fua && false {",
+		tests: "TestHeldPowerCuts|TestPowerCuts",
 	},
 	{
 		name: "flush without fsync",
