@@ -131,6 +131,9 @@ type Entry struct {
 
 // List lists the directory at loc, or the file alone, by name.
 func List(ctx context.Context, loc Location, o Options) ([]Entry, error) {
+	if loc.Local {
+		return listLocal(loc)
+	}
 	r, err := Connect(ctx, loc, o)
 	if err != nil {
 		return nil, err

@@ -207,3 +207,29 @@ func folderErrno(err error) syscall.Errno {
 	}
 	return Errno(err)
 }
+
+// listLocal is List for a folder or a file of this machine.
+func listLocal(loc Location) ([]Entry, error) {
+	st, err := os.Stat(loc.Path)
+	if err != nil {
+		return nil, explainOpen(loc, err)
+	}
+	if !st.IsDir() {
+		return []Entry{{Name: loc.Base(), Size: st.Size(), Modified: st.ModTime().UTC()}}, nil
+	}
+	names, err := os.ReadDir(loc.Path) // by name
+	if err != nil {
+		return nil, explainOpen(loc, err)
+	}
+	list := []Entry{}
+	for _, n := range names {
+		if i, err := n.Info(); err == nil { // else it is gone in between
+			e := Entry{Name: n.Name(), Directory: i.IsDir(), Modified: i.ModTime().UTC()}
+			if !e.Directory {
+				e.Size = i.Size()
+			}
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}

@@ -14,8 +14,8 @@ import (
 func lsCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "ls",
-		Usage:     "list a directory of a share",
-		ArgsUsage: "URL",
+		Usage:     "list a directory of a share, or of this machine",
+		ArgsUsage: "URL|FOLDER",
 		Description: `  vdbridge ls smb://me@server/disks
   vdbridge ls smb://me@server/disks/dir --json`,
 		Flags: append(connectionFlags(), jsonFlag),
