@@ -112,7 +112,9 @@ func (b *bench) images() error {
 			return err
 		}
 	}
-	return nil
+	// What waits to be written would be written during the first run.
+	_, err = command("sync", "-f", b.dir)
+	return err
 }
 
 // started runs a program until stop, once it has made the file.
