@@ -54,7 +54,7 @@ var mutations = []mutation{
 	{
 		name: "replayed PR OUT applied twice",
 		file: "server/svhdx/replay.go",
-		old:  "	replay := server.IsReplay(ctx)", new: "	replay := false",
+		old:  "	replay := server.IsReplay(ctx)", new: "	replay := server.IsReplay(ctx) && false",
 		tests: "TestHeldPrograms|TestHeldPowerCuts",
 	},
 	{
