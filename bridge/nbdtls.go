@@ -52,13 +52,27 @@ func loadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 		if err != nil {
 			return nil, certificateError(dir, err)
 		}
-		c.ClientCAs = x509.NewCertPool()
-		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(pem) {
 			return nil, &Error{ClassOther, fmt.Sprintf("%s has no certificate in PEM form", file("ca-cert.pem")), errors.New("no certificate")}
 		}
-		c.ClientAuth = tls.RequireAndVerifyClientCert
+		// Not ClientCAs: a server that names its authorities gets no certificate from GnuTLS, at least by TLS 1.3.
+		c.ClientAuth = tls.RequireAnyClientCert
+		c.VerifyConnection = func(s tls.ConnectionState) error { return verifyClient(s.PeerCertificates, roots) }
 	}
 	return c, nil
+}
+
+// verifyClient checks the chain that a client has shown.
+func verifyClient(chain []*x509.Certificate, roots *x509.CertPool) error {
+	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	for _, c := range chain[1:] { // there is a first one, as the handshake requires it
+		o.Intermediates.AddCert(c)
+	}
+	if _, err := chain[0].Verify(o); err != nil {
+		return fmt.Errorf("the client's certificate: %w", err)
+	}
+	return nil
 }
 
 func certificateError(dir string, err error) error {
