@@ -104,6 +104,8 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 		return ntstatus.InsufficientResources
 	}
 	o := &open{sess: r.sess, tree: r.tree, fd: -1, share: a.ShareAccess, options: a.Options, rel: a.rel, share0: r.tree.share, drained: make(chan struct{}, 1)}
+	n := s.newID()
+	o.id = wire.FileID{Persistent: s.epoch<<32 | n, Volatile: n<<8 | 0x5A} // before others can find it: the notification of a break names it
 	o.sequence.set(uint16(r.hdr.Status))
 	o.sequenced = true
 	if r.persistence() {
@@ -119,8 +121,6 @@ func (r *request) createNew(a *createArgs, kept *durable) ntstatus.Status {
 	}
 	if st == ntstatus.Success {
 		o.app = a.durable.app
-		n := s.newID()
-		o.id = wire.FileID{Persistent: s.epoch<<32 | n, Volatile: n<<8 | 0x5A}
 		if kept != nil && !o.dir {
 			if kept.persistent {
 				r.persist(a, o, kept, resp)

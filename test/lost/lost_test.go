@@ -204,12 +204,12 @@ func TestKilledServer(t *testing.T) {
 				ch := make(chan struct{})
 				firstReply.Store(&ch) // the replies that are under way are read before the restart
 				reachedIdle(t, &replies)
-				ch = make(chan struct{})
-				firstReply.Store(&ch)
+				next := make(chan struct{})
+				firstReply.Store(&next)
 				w.start(w.addr, tc.serve...)
 				ready := time.Now()
 				select {
-				case <-ch:
+				case <-next:
 					took = append(took, time.Since(ready))
 				case <-time.After(60 * time.Second):
 					t.Fatalf("it does not go on\n%s", p.Output())
