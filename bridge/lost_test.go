@@ -385,8 +385,8 @@ func TestImageChangedWhileAway(t *testing.T) {
 	}
 }
 
-// A reservation command whose interruption leaves nothing to tell by says so, and a swap is repeated only while the blocks are as they were to be.
-func TestInterruptedSwap(t *testing.T) {
+// A swap that was never sent is carried out when the server is back.
+func TestDelayedSwap(t *testing.T) {
 	leak.Check(t)
 	ctx := t.Context()
 	a := embedAway(t, ServeOptions{RSVDVersion: 1, CA: true})
@@ -409,6 +409,58 @@ func TestInterruptedSwap(t *testing.T) {
 	}
 	if err := d.RSVD().CompareAndWrite(ctx, 0, zero, one, true); err == nil || errors.Is(err, client.ErrConnectionLost) {
 		t.Errorf("a swap that does not fit: %v", err)
+	}
+}
+
+// A swap whose answer was lost is not carried out a second time, also if the blocks are again what they were to be: another host has seen it, and undone it.
+func TestInterruptedSwap(t *testing.T) {
+	for _, undone := range []bool{true, false} {
+		t.Run(fmt.Sprint("undone ", undone), func(t *testing.T) {
+			leak.Check(t)
+			ctx := t.Context()
+			e := embed(t, ServeOptions{RSVDVersion: 1, CA: true})
+			s, err := faultnet.NewSwitch("127.0.0.1:0", e.addr, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { s.Close() })
+			a := &away{embedded: &embedded{dir: e.dir, addr: s.Addr()}}
+			d := a.open(t, func(o *Options) { o.OnLoss, o.Timeout, o.Mode = link.Hold, 10*time.Second, ModeRSVD })
+			other := e.open(t, func(o *Options) { o.Mode = ModeRSVD })
+			zero, one, q := make([]byte, 512), bytes.Repeat([]byte{1}, 512), make([]byte, 512)
+			if err := d.Write(ctx, zero, 0, true); err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range s.Links() {
+				l.Hole(faultnet.Down)
+			}
+			c := make(chan error, 1)
+			go func() { c <- d.RSVD().CompareAndWrite(ctx, 0, zero, one, true) }()
+			when(t, "the swap is done", func() bool {
+				if err := other.Read(ctx, q, 0); err != nil {
+					t.Fatal(err)
+				}
+				return bytes.Equal(q, one)
+			})
+			s.SetDown(true)
+			want := one
+			if undone {
+				want = zero
+				if err := other.Write(ctx, zero, 0, true); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.SetDown(false)
+			if err := <-c; !errors.Is(err, rsvd.ErrUndecided) {
+				t.Errorf("the swap: %v", err)
+			}
+			if err := other.Read(ctx, q, 0); err != nil || !bytes.Equal(q, want) {
+				t.Errorf("the other host finds %x (%v)", q[0], err)
+			}
+			if err := d.RSVD().CompareAndWrite(ctx, 0, want, bytes.Repeat([]byte{2}, 512), true); err != nil {
+				t.Errorf("the next swap: %v", err)
+			}
+		})
 	}
 }
 

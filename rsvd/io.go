@@ -282,8 +282,9 @@ func (d *Disk) WriteZeroes(ctx context.Context, off, n int64, unmap, fua bool) e
 
 const zeroChunk = 1 << 20
 
-// CompareAndWrite replaces the blocks at off with write if they hold compare, in one step as far as all initiators can see. A miscompare
-// is a *scsi.Error with the sense key MISCOMPARE. Both slices have the same length, at most what the unit reports.
+// CompareAndWrite replaces the blocks at off with write if they hold compare, in one step as far as all initiators can see, and at most once. A miscompare
+// is a *scsi.Error with the sense key MISCOMPARE; ErrUndecided says that the connection was lost before the answer came. Both slices have the same length, at most what
+// the unit reports.
 func (d *Disk) CompareAndWrite(ctx context.Context, off int64, compare, write []byte, fua bool) error {
 	if err := d.check("compare and write", off, int64(len(write)), true); err != nil {
 		return err
@@ -295,14 +296,10 @@ func (d *Disk) CompareAndWrite(ctx context.Context, off int64, compare, write []
 	cdb := scsi.CompareAndWrite(uint64(off)>>d.sectorBits, uint8(blocks), fua)
 	both := append(append(make([]byte, 0, 2*len(write)), compare...), write...)
 	_, err := d.command(ctx, cdb, both, nil, true)
-	for range interruptions {
-		if !interrupted(err) {
-			break
-		}
-		if aerr := d.wasSwapped(ctx, off, compare); aerr != nil {
-			return fmt.Errorf("compare and write: %w: %w", aerr, err)
-		}
-		_, err = d.command(ctx, cdb, both, nil, true)
+	if interrupted(err) {
+		// The blocks do not tell. What was to be written may be another host's; and if they are as they were to be compared, the swap may have been done and undone by others
+		// since: a second one would be seen by them as such.
+		return fmt.Errorf("compare and write: %w: %w", ErrUndecided, err)
 	}
 	return err
 }

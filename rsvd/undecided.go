@@ -1,7 +1,6 @@
 package rsvd
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -92,17 +91,4 @@ func (n *reservations) wasDone(action scsi.PROutAction, t scsi.PRType, key, acti
 	}
 	// REGISTER AND MOVE leaves nothing that only it could have left.
 	return false, ErrUndecided
-}
-
-// wasSwapped finds out whether an interrupted COMPARE AND WRITE was carried out. While the blocks hold what was to be compared it was not, and is sent again. If they
-// hold anything else nobody can tell: also what was to be written may have been written by another host.
-func (d *Disk) wasSwapped(ctx context.Context, off int64, compare []byte) error {
-	now := make([]byte, len(compare))
-	if err := d.Read(ctx, now, off); err != nil {
-		return fmt.Errorf("%w (%w)", ErrUndecided, err)
-	}
-	if !bytes.Equal(now, compare) {
-		return ErrUndecided
-	}
-	return nil
 }
