@@ -185,6 +185,9 @@ func (f *File) interrupted(ctx context.Context, change bool, cause error) error 
 		if err = in.h.Settle(ctx); err == nil {
 			return &InterruptedError{cause}
 		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w (interrupted by: %v)", err, cause) // the caller gave up, not we
+		}
 		if !f.again(in, err, tries) {
 			return errors.Join(cause, err)
 		}

@@ -313,6 +313,9 @@ func (w *worker) record(ctx context.Context, op *Op, err error) {
 		// A message that was lost earlier, on another channel, may be what ends a connection only now.
 		op.Echoes = 1 + int(min(1, n-w.hurts))
 	}
+	if w.g.holds && errors.Is(err, errNBDGone) && (op.Kind == Write || op.Kind == Zero) {
+		op.Echoes = 3 // the export goes on with it, also through what is done to it from now on
+	}
 	w.g.j.count(op.Kind.String())
 	w.g.j.add(*op)
 	if op.Outcome == Done {
