@@ -117,7 +117,7 @@ func (r *request) renameOnce(o *open, target string, replace, posix bool, c *con
 	if o.dir && strings.HasPrefix(real+"/", from+"/") && !sameEntry {
 		return ntstatus.AccessDenied // into itself
 	}
-	if o.dir && r.c.srv.objects.openBelow(o, sh, from, c) {
+	if o.dir && (sh.carriesState(o.fd) || r.c.srv.objects.openBelow(o, sh, from, c)) {
 		return ntstatus.AccessDenied
 	}
 	for _, p := range []string{from, real} {

@@ -349,6 +349,36 @@ func TestStateDirectory(t *testing.T) {
 	}
 }
 
+// TestStateBelow has the state directory deeper in the share: no name of a directory above it leads to it, and none of those gets another name.
+func TestStateBelow(t *testing.T) {
+	l := newLives(t)
+	l.state = filepath.Join(l.dir, "up", "sub", "state")
+	if err := os.MkdirAll(filepath.Dir(l.state), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := l.start(l.state)
+	os.Symlink("up", s.path("link"))
+	p := s.client(t, 1, 0, "me", "ca")
+	dir := func(name string) wire.FileID {
+		req := openReq(name)
+		req.Options = wire.OptDirectoryFile
+		return p.open(req)
+	}
+	for _, name := range []string{"up", `up\sub`, `link\sub`} {
+		id := dir(name)
+		check(t, "rename of "+name, p.rename(id, "moved"), ntstatus.AccessDenied)
+		check(t, "close", p.close(id), ntstatus.Success)
+	}
+	for _, name := range []string{`up\sub\state\opens`, `moved\state\opens`, `moved\sub\state\opens`} {
+		req := openReq(name)
+		req.Disposition = wire.FileOpen
+		if _, st := p.tryOpen(req); !st.IsError() {
+			t.Errorf("%s can be opened", name)
+		}
+	}
+	check(t, "rename beside it", p.rename(dir(`up\other`), `up\another`), ntstatus.Success)
+}
+
 // list returns the names in the share's directory.
 func (p *peer) list() (names []string) {
 	p.t.Helper()

@@ -83,6 +83,15 @@ func (sh *share) conceals(fd int) bool {
 	return err != nil || path == sh.hidden || strings.HasPrefix(path, sh.hidden+"/")
 }
 
+// carriesState says whether a descriptor is a directory with the server's state directory below it. It keeps its name, as the state is known by its path.
+func (sh *share) carriesState(fd int) bool {
+	if sh.hidden == "" {
+		return false
+	}
+	path, err := readlink(fd)
+	return err != nil || strings.HasPrefix(sh.hidden, path+"/")
+}
+
 func checkShareName(name string) string {
 	switch {
 	case name == "" || utf8.RuneCountInString(name) > 80 || !utf8.ValidString(name):
