@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vdbridge/server/journal"
+	"vdbridge/smb/ntstatus"
 	"vdbridge/smb/wire"
 )
 
@@ -175,8 +176,8 @@ func (s *Server) keep(o *open) error {
 		return nil
 	}
 	b, err := json.Marshal(s.record(o))
-	if err == nil && len(b) > journal.MaxValue {
-		err = fmt.Errorf("a record of %d bytes is too long", len(b))
+	if err == nil && (len(b) > journal.MaxValue || s.db.Full(o.id.Persistent, len(b))) {
+		err = fmt.Errorf("there is no room for a record of %d bytes: %w", len(b), ntstatus.InsufficientResources)
 	}
 	if err != nil {
 		e.recording.Unlock()

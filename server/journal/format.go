@@ -16,9 +16,11 @@ const (
 	recordSize    = 32
 	recordMagic   = 0x64636552 // "Recd"
 
-	// MaxValue bounds the bytes of one entry, maxFile those of a file.
+	// MaxValue bounds the bytes of one entry, maxFile those of a file, maxLive those of all entries: a file grows to four times as much before it is
+	// compacted, and what is written meanwhile.
 	MaxValue = 1 << 20
 	maxFile  = 1 << 30
+	maxLive  = maxFile / 8
 )
 
 const (

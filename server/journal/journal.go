@@ -86,7 +86,9 @@ func open(path string, o Options, d disk) (*Journal, error) {
 	return j, nil
 }
 
-func recordLen(v []byte) int64 { return (recordSize + int64(len(v)) + 7) &^ 7 }
+func recordLen(v []byte) int64 { return paddedLen(len(v)) }
+
+func paddedLen(n int) int64 { return (recordSize + int64(n) + 7) &^ 7 }
 
 // Epoch counts how often the table was opened; no two openings have the same.
 func (j *Journal) Epoch() uint64 { return j.head.epoch }
@@ -99,7 +101,7 @@ func (j *Journal) Table() map[uint64][]byte {
 }
 
 // Put sets the entry key. value, at most MaxValue bytes, is the journal's from now on. The change is durable when Wait for the mark has returned; changes
-// become durable in the order of the calls.
+// become durable in the order of the calls. A table that is full (see Full) takes it all the same.
 func (j *Journal) Put(key uint64, value []byte) Mark {
 	if len(value) > MaxValue {
 		panic("journal: value too long")
@@ -112,6 +114,18 @@ func (j *Journal) Put(key uint64, value []byte) Mark {
 	j.table[key] = value
 	j.live += recordLen(value)
 	return j.add(change{opPut, key, value})
+}
+
+// Full says whether an entry of n bytes must not be put, as the table has no room for it: its file could become longer than Open reads. An entry may always become
+// shorter.
+func (j *Journal) Full(key uint64, n int) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	size, old := paddedLen(n), int64(0)
+	if v, ok := j.table[key]; ok {
+		old = recordLen(v)
+	}
+	return size > old && j.live-old+size > maxLive
 }
 
 // Delete removes the entry key, if there is one.

@@ -447,3 +447,28 @@ func BenchmarkPut(b *testing.B) {
 	})
 	must(b, j.Close())
 }
+
+// TestFull fills a table until it takes no more, and makes room in it.
+func TestFull(t *testing.T) {
+	j, err := open("t", Options{}, newRAMDisk())
+	must(t, err)
+	v := make([]byte, MaxValue) // shared, as nobody changes it
+	n := uint64(0)
+	for ; !j.Full(n, len(v)); n++ {
+		if n*MaxValue > maxFile {
+			t.Fatal("a table takes more than a file may have")
+		}
+		j.Put(n, v)
+	}
+	if 5*n*MaxValue > maxFile || n < 100 {
+		t.Errorf("a table is full with %d entries", n)
+	}
+	if j.Full(0, len(v)) || j.Full(0, len(v)-1) || !j.Full(n, len(v)) {
+		t.Error("a full table does not let an entry be as it is, or become shorter")
+	}
+	j.Put(0, nil)
+	j.Delete(1)
+	if j.Full(n, len(v)) {
+		t.Error("a table stays full although an entry is gone")
+	}
+}
