@@ -206,21 +206,40 @@ func (r *request) lock() ntstatus.Status {
 		return ntstatus.Success
 	}
 	var st ntstatus.Status
-	if req.Locks[0].Flags&wire.LockUnlock != 0 {
+	unlocks := req.Locks[0].Flags&wire.LockUnlock != 0
+	if unlocks {
 		st = r.unlockAll(o, req.Locks)
 	} else {
 		st = r.lockAll(o, req.Locks, req.LockSequence)
+	}
+	if unlocks && st != ntstatus.Success {
+		o.keepLocks() // the first ones may be gone
 	}
 	if st == ntstatus.Success && r.op == nil {
 		o.obj.mu.Lock()
 		o.noteLock(req.LockSequence)
 		o.obj.mu.Unlock()
 		if st := o.keepLocks(); st != ntstatus.Success {
+			if !unlocks {
+				o.undoLocks(req)
+			}
 			return st
 		}
 		r.setBody(wire.AppendEmptyResponse(r.body()))
 	}
 	return st
+}
+
+// undoLocks gives back what a request took that fails after all. If it is sent again, it is tried again.
+func (o *open) undoLocks(req *wire.LockRequest) {
+	for i := range req.Locks {
+		e := &req.Locks[i]
+		o.obj.giveBack(&byteLock{owner: o, byteRange: rangeOf(e.Offset, e.Length)})
+	}
+	o.obj.mu.Lock()
+	o.forgetLock(req.LockSequence)
+	o.obj.mu.Unlock()
+	o.keepLocks()
 }
 
 // maxLockSequence is the largest index of a lock sequence. [MS-SMB2] 2.2.26
