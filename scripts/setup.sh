@@ -21,6 +21,7 @@ need=(
 	qemu-img:qemu-utils nbdkit:nbdkit nbdcopy:libnbd-bin nbd-client:nbd-client fio:fio # NBD and VHDX peers
 	vhdiinfo:libvhdi-utils sg_persist:sg3-utils                                        # VHDX and SCSI judges
 	krb5kdc:krb5-kdc kadmin.local:krb5-admin-server kinit:krb5-user                    # a private Kerberos realm
+	/usr/libexec/sssd/sssd_kcm:sssd-kcm                                                #   (keeps tickets)
 	/usr/share/samba/setup:samba-ad-provision /usr/share/doc/samba-ad-dc:samba-ad-dc   # an Active Directory domain
 	openssl:openssl nbdsh:python3-libnbd xmllint:libxml2-utils man:man-db systemd-analyze:systemd dpkg-deb:dpkg                         # makes certificates; libnbd from Python; XML
 	shellcheck:shellcheck                                                              # lint

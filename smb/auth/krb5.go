@@ -48,11 +48,12 @@ type Kerberos struct {
 	realm    string
 	password string
 	keys     []serviceKey
-	ccache   string // a file, if there is neither password nor keytab
+	ccache   string // a file, KEYRING:… or KCM:…, if there is neither password nor keytab
 	wanted   string // the user asked for, if tickets of kinit are used
 	now      func() time.Time
 
 	defaultCCache string // of krb5.conf
+	kcmSocket     string
 
 	// turn is taken by whoever gets tickets, and held while the KDC is asked, so that the others find what it brings.
 	turn    chan struct{}
@@ -67,6 +68,7 @@ const ticketMargin = time.Minute
 var (
 	lookupKDC   = regexp.MustCompile(`(?mi)^\s*dns_lookup_kdc\s*=`)
 	defaultName = regexp.MustCompile(`(?mi)^\s*default_ccache_name\s*=\s*(\S+)`)
+	kcmPath     = regexp.MustCompile(`(?mi)^\s*kcm_socket\s*=\s*(\S+)`)
 )
 
 // NewKerberos reads the configuration and the keytab. It talks to nobody.
@@ -170,6 +172,10 @@ func (k *Kerberos) configure(path string, getenv func(string) string) error {
 	if m := defaultName.FindSubmatch(b); m != nil {
 		uid := strconv.Itoa(os.Getuid())
 		k.defaultCCache = strings.NewReplacer("%{uid}", uid, "%{euid}", uid, "%{USERID}", uid).Replace(string(m[1]))
+	}
+	k.kcmSocket = kcmSocket
+	if m := kcmPath.FindSubmatch(b); m != nil {
+		k.kcmSocket = string(m[1])
 	}
 	// Without a list of their own, the types that are good; otherwise those of the list that are.
 	defaults := config.New().LibDefaults
@@ -282,7 +288,7 @@ func (k *Kerberos) ticket(ctx context.Context, spn string) (*serviceTicket, erro
 
 // fromCCache reads the tickets of kinit, each time anew, as somebody may renew them meanwhile.
 func (k *Kerberos) fromCCache(ctx context.Context, spn string, least time.Time) (*serviceTicket, error) {
-	c, err := readCCache(k.ccache)
+	c, err := readCCache(ctx, k.ccache, k.kcmSocket)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ type cachedTicket struct {
 // maxCCache bounds a file of tickets in bytes.
 const maxCCache = 4 << 20
 
-// ccachePath finds the file of a credential cache's name: KRB5CCNAME, or the usual place. Keyrings stay as they are.
+// ccachePath finds the file of a credential cache's name: KRB5CCNAME, or the usual place. Keyrings and KCM stay as they are.
 func ccachePath(name string, uid int) (string, error) {
 	if name == "" {
 		return fmt.Sprintf("/tmp/krb5cc_%d", uid), nil
@@ -59,21 +60,24 @@ func ccachePath(name string, uid int) (string, error) {
 			return "", kerberosErrorf("%s names no file of tickets", filepath.Join(rest, "primary"))
 		}
 		return filepath.Join(rest, primary), nil
-	case "KEYRING":
+	case "KEYRING", "KCM":
 		return name, nil
-	case "KCM", "API", "MEMORY", "MSLSA":
-		return "", kerberosErrorf("the ticket cache %s is neither a file nor a keyring, and only those can be read: run KRB5CCNAME=FILE:/tmp/tickets kinit, and start vdbridge with the same KRB5CCNAME", name)
+	case "API", "MEMORY", "MSLSA":
+		return "", kerberosErrorf("the ticket cache %s is none of FILE, DIR, KEYRING and KCM, and only those can be read: run KRB5CCNAME=FILE:/tmp/tickets kinit, and start vdbridge with the same KRB5CCNAME", name)
 	}
 	if strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") {
 		return name, nil
 	}
-	return "", kerberosErrorf("the ticket cache %s is of an unknown kind: use FILE:…, DIR:… or KEYRING:… in KRB5CCNAME", name)
+	return "", kerberosErrorf("the ticket cache %s is of an unknown kind: use FILE:…, DIR:…, KEYRING:… or KCM: in KRB5CCNAME", name)
 }
 
-// readCCache reads a file, or keyring, of tickets.
-func readCCache(path string) (*ccache, error) {
+// readCCache reads a file of tickets, a keyring, or what a KCM daemon at socket keeps.
+func readCCache(ctx context.Context, path, socket string) (*ccache, error) {
 	if name, ok := strings.CutPrefix(path, "KEYRING:"); ok {
 		return readKeyring(name)
+	}
+	if name, ok := strings.CutPrefix(path, "KCM:"); ok {
+		return readKCM(ctx, socket, name)
 	}
 	b, err := readSmall(path, maxCCache)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -118,13 +118,22 @@ func krbErrorIn(reply []byte) error {
 
 func dialKDC(ctx context.Context, network, addr string) (net.Conn, func(), error) {
 	ctx, cancel := context.WithTimeout(ctx, kdcTimeout)
-	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	conn, done, err := dialUntil(ctx, network, addr)
 	if err != nil {
 		cancel()
 		return nil, nil, err
 	}
+	return conn, func() { done(); cancel() }, nil
+}
+
+// dialUntil connects. The connection can be used until the context ends, and must be closed with the function.
+func dialUntil(ctx context.Context, network, addr string) (net.Conn, func(), error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, nil, err
+	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	return conn, func() { stop(); cancel(); conn.Close() }, nil
+	return conn, func() { stop(); conn.Close() }, nil
 }
 
 // askTCP sends a request with its length before it. RFC 4120 7.2.2

@@ -487,13 +487,13 @@ func TestCCache(t *testing.T) {
 
 	dir := t.TempDir()
 	for name, want := range map[string]string{
-		"": fmt.Sprintf("/tmp/krb5cc_%d", 7), "FILE:/x": "/x", "/x:y": "/x:y", "/x": "/x", "DIR::" + dir + "/tktX": dir + "/tktX", "DIR:" + dir: dir + "/tkt", "KEYRING:session:x": "KEYRING:session:x",
+		"": fmt.Sprintf("/tmp/krb5cc_%d", 7), "FILE:/x": "/x", "/x:y": "/x:y", "/x": "/x", "DIR::" + dir + "/tktX": dir + "/tktX", "DIR:" + dir: dir + "/tkt", "KEYRING:session:x": "KEYRING:session:x", "KCM:": "KCM:", "KCM:7:x": "KCM:7:x",
 	} {
 		if got, err := ccachePath(name, 7); err != nil || got != want {
 			t.Errorf("%s: %s, %v", name, got, err)
 		}
 	}
-	for _, name := range []string{"KCM:", "MEMORY:x", "WHAT:x"} {
+	for _, name := range []string{"API:", "MEMORY:x", "WHAT:x"} {
 		if _, err := ccachePath(name, 7); err == nil || !strings.Contains(err.Error(), "KRB5CCNAME") {
 			t.Errorf("%s: %v", name, err)
 		}
