@@ -55,9 +55,13 @@ func (k *Kerberos) kdcs(ctx context.Context, realm string) ([]string, error) {
 	var list []string
 	var last error
 	for _, proto := range []string{"tcp", "udp"} {
-		_, srv, err := net.DefaultResolver.LookupSRV(ctx, "kerberos", proto, realm)
+		// A realm is a whole name, to which no domain of resolv.conf is appended.
+		_, srv, err := net.DefaultResolver.LookupSRV(ctx, "kerberos", proto, strings.TrimSuffix(realm, ".")+".")
 		last = err
 		for _, s := range srv {
+			if s.Target == "." { // there is none, RFC 2782
+				continue
+			}
 			if addr := net.JoinHostPort(strings.TrimSuffix(s.Target, "."), fmt.Sprint(s.Port)); !slices.Contains(list, addr) {
 				list = append(list, addr)
 			}

@@ -140,16 +140,18 @@ func TestKCM(t *testing.T) {
 	const alice, bob = `VDB.TEST\alice`, `VDB.TEST\bob`
 	as("", "there are no tickets in KCM:")
 	k.Kinit(t, "alice", password, "KCM:")
-	k.Kinit(t, "bob", password, "KCM:0:second")
 	as("", alice)
 	as("KCM:", alice)
+	k.Kinit(t, "bob", password, "KCM:0:second")
 	as("KCM:0", alice)
 	as("KCM:0:second", bob)
 	as("KCM:0:third", "(no such cache): run kinit")
-	if err := k.run("", "kswitch", "-c", "KCM:0:second"); err != nil {
-		t.Fatal(err)
+	for cache, who := range map[string]string{"KCM:0": alice, "KCM:0:second": bob} {
+		if err := k.run("", "kswitch", "-c", cache); err != nil {
+			t.Fatal(err)
+		}
+		as("KCM:", who)
 	}
-	as("KCM:", bob)
 
 	b, err := os.ReadFile(conf)
 	if err != nil {
@@ -160,7 +162,7 @@ func TestKCM(t *testing.T) {
 		t.Fatal(err)
 	}
 	as("KCM:0", alice)
-	as("KCM:", bob)
+	as("KCM:0:second", bob)
 
 	// With a ticket for the server nobody asks the KDC.
 	if err := k.run("", "kvno", "-c", "KCM:0", "cifs/localhost"); err != nil {
