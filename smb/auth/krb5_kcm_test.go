@@ -192,6 +192,27 @@ func TestKCM(t *testing.T) {
 	}
 }
 
+// TestKCMTooMuch: tickets that come one by one are together no more than a cache may be.
+func TestKCMTooMuch(t *testing.T) {
+	_, creds := kcmParts(t)
+	big := bytes.Clone(creds[1][:len(creds[1])-4-len("ticket")-4])
+	big = append(be.AppendUint32(big, maxCCache*2/5), make([]byte, maxCCache*2/5+4)...)
+	n := 0
+	socket := kcmServe(t, kcmDaemonOf(t, func(op uint16, _ string) []byte {
+		switch op {
+		case kcmGetCredList:
+			return kcmRefuses(krb5CCIO)
+		case kcmGetCredByUUID:
+			n++
+			return kcmGives(big...)
+		}
+		return goOn
+	}))
+	if _, err := readKCM(context.Background(), socket, "7:x"); err == nil || !strings.Contains(err.Error(), "too long") || n != 3 {
+		t.Errorf("%d tickets: %v", n, err)
+	}
+}
+
 // TestKCMErrors: what a daemon refuses, and what it says wrongly, is an error in words, and takes no more memory than a cache may.
 func TestKCMErrors(t *testing.T) {
 	_, creds := kcmParts(t)
@@ -222,6 +243,7 @@ func TestKCMErrors(t *testing.T) {
 		"hangs up":               {kcmGetPrincipal, nil, "restart sssd-kcm", true},
 		"half a head":            {kcmGetDefaultCache, kcmGives()[:5], "does not answer", true},
 		"no room for a code":     {kcmGetDefaultCache, make([]byte, 8), contents, false},
+		"half a code":            {kcmGetDefaultCache, append([]byte{0, 0, 0, 3}, make([]byte, 7)...), contents, false},
 		"a name without an end":  {kcmGetDefaultCache, kcmGives([]byte("7:x")...), contents, false},
 		"no name":                {kcmGetDefaultCache, kcmGives(0), contents, false},
 		"a long name":            {kcmGetDefaultCache, kcmGives([]byte(strings.Repeat("x", 2000) + "\x00")...), "no name", false},

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,8 +56,22 @@ func kcmDaemon(t *testing.T) string {
 	return socket
 }
 
-// withoutList stands before a KCM daemon and makes an unknown operation of the one that gets all tickets at once.
-func withoutList(t *testing.T, socket string) string {
+// The operations that get all tickets at once, and one.
+const (
+	getCredList   = 13001
+	getCredByUUID = 10
+)
+
+// kcmFront stands before a KCM daemon and looks at the operations.
+type kcmFront struct {
+	daemon string
+	hide   atomic.Bool // make an unknown operation of getCredList
+	lists  atomic.Int32
+	single atomic.Int32
+}
+
+// listen returns the socket. One connection is served at a time.
+func (f *kcmFront) listen(t *testing.T) string {
 	t.Helper()
 	front := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", front)
@@ -71,7 +86,7 @@ func withoutList(t *testing.T, socket string) string {
 			if err != nil {
 				return
 			}
-			relay(t, c, socket)
+			f.relay(t, c)
 		}
 	}()
 	t.Cleanup(func() {
@@ -82,9 +97,9 @@ func withoutList(t *testing.T, socket string) string {
 }
 
 // relay serves one connection.
-func relay(t *testing.T, c net.Conn, socket string) {
+func (f *kcmFront) relay(t *testing.T, c net.Conn) {
 	defer c.Close()
-	d, err := net.Dial("unix", socket)
+	d, err := net.Dial("unix", f.daemon)
 	if err != nil {
 		t.Error(err)
 		return
@@ -104,12 +119,18 @@ func relay(t *testing.T, c net.Conn, socket string) {
 		if _, err := io.ReadFull(c, b); err != nil {
 			return
 		}
-		b = append(b, make([]byte, min(binary.BigEndian.Uint32(b), 4096))...)
+		b = append(b, make([]byte, max(4, min(binary.BigEndian.Uint32(b), 4096)))...)
 		if _, err := io.ReadFull(c, b[4:]); err != nil {
 			return
 		}
-		if binary.BigEndian.Uint16(b[6:]) == 13001 {
-			binary.BigEndian.PutUint16(b[6:], 13999)
+		switch binary.BigEndian.Uint16(b[6:]) {
+		case getCredList:
+			f.lists.Add(1)
+			if f.hide.Load() {
+				binary.BigEndian.PutUint16(b[6:], 13999)
+			}
+		case getCredByUUID:
+			f.single.Add(1)
 		}
 		if _, err := d.Write(b); err != nil { // at once, or sssd-kcm hangs up
 			return
@@ -157,12 +178,21 @@ func TestKCM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf = k.File("without-list.conf")
-	if err := os.WriteFile(conf, []byte(strings.ReplaceAll(string(b), socket, withoutList(t, socket))), 0o600); err != nil {
+	conf = k.File("front.conf")
+	front := &kcmFront{daemon: socket}
+	if err := os.WriteFile(conf, []byte(strings.ReplaceAll(string(b), socket, front.listen(t))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	as("KCM:0", alice)
+	if front.lists.Load() == 0 || front.single.Load() != 0 {
+		t.Errorf("asked for %d lists and %d single tickets", front.lists.Load(), front.single.Load())
+	}
+	front.hide.Store(true)
+	as("KCM:0", alice)
 	as("KCM:0:second", bob)
+	if front.single.Load() == 0 {
+		t.Error("asked for no single tickets")
+	}
 
 	// With a ticket for the server nobody asks the KDC.
 	if err := k.run("", "kvno", "-c", "KCM:0", "cifs/localhost"); err != nil {
