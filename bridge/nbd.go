@@ -26,12 +26,17 @@ const drainTimeout = 30 * time.Second
 
 // ServeNBD offers d on the listeners until ctx is done, and then ends when it has answered what is in flight. d stays open; its Close flushes it.
 // It returns nil after an end that ctx asked for.
+//
+// A client that gives up its connection and sends again on another one what was in flight (Linux's driver, QEMU) finds that done before what it sends afterwards, however long
+// the server below is away: no change overtakes another one of the same place.
 func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Listener) error {
+	changes, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
 	srv, err := nbd.NewServer(nbd.Config{
 		Resolver: nbd.Exports{{
 			Name:        o.Name,
 			Description: d.loc.Base(),
-			Disk:        d,
+			Disk:        nbd.NewSettled(changes, d),
 			ReadOnly:    o.ReadOnly || d.ReadOnly(),
 		}},
 		TLS:        o.TLS.config,
@@ -65,6 +70,7 @@ func ServeNBD(ctx context.Context, d *Disk, o NBDOptions, listeners ...net.Liste
 	}
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
+	defer context.AfterFunc(drain, giveUp)()
 	if err := srv.Shutdown(drain); err != nil && !errors.Is(err, nbd.ErrServerClosed) {
 		errs = append(errs, fmt.Errorf("NBD server: %w", err))
 	}

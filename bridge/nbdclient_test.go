@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -102,6 +103,26 @@ func (n *nbdConn) write(off int64, p []byte, fua bool) uint32 {
 	}
 	e, _ := n.do(1, f, off, len(p), p)
 	return e
+}
+
+// try writes, and returns what is wrong; nothing is but the end of the connection.
+func (n *nbdConn) try(off int64, p []byte) error {
+	be := binary.BigEndian
+	b := be.AppendUint64(nil, 0x25609513_0000_0001)
+	b = be.AppendUint64(b, 77)
+	b = be.AppendUint64(b, uint64(off))
+	b = be.AppendUint32(b, uint32(len(p)))
+	if _, err := n.c.Write(append(b, p...)); err != nil {
+		return err
+	}
+	r := make([]byte, 16)
+	if _, err := io.ReadFull(n.c, r); err != nil {
+		return err
+	}
+	if e := be.Uint32(r[4:]); e != 0 {
+		return syscall.Errno(e)
+	}
+	return nil
 }
 
 func (n *nbdConn) read(off int64, length int) (uint32, []byte) { return n.do(0, 0, off, length, nil) }
