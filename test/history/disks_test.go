@@ -69,7 +69,9 @@ func (e *exported) Path() (path, error) {
 		return nil, fmt.Errorf("%w: %w", errNBDGone, err)
 	}
 	return &nbdPath{n: n, alive: func() bool {
-		err := e.d.Read(context.Background(), make([]byte, sectorSize), 0)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // a message that was dropped is not answered by anybody
+		defer cancel()
+		err := e.d.Read(ctx, make([]byte, sectorSize), 0)
 		return !isLost(err)
 	}}, nil
 }

@@ -106,8 +106,6 @@ func run(t *testing.T, j *journal, guests []*guest, seed uint64, d time.Duration
 
 // sweep reads every cell when all is over.
 func sweep(t *testing.T, j *journal, guests []*guest) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
 	for _, g := range guests {
 		g.mu.Lock()
 		if g.d != nil {
@@ -118,6 +116,8 @@ func sweep(t *testing.T, j *journal, guests []*guest) {
 		}
 		g.mu.Unlock()
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // an export may take as long to end
+	defer cancel()
 	g := guests[0]
 	g.mu.Lock()
 	defer g.mu.Unlock()
