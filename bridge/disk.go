@@ -302,7 +302,6 @@ func (d *Disk) Close() error {
 		if err := d.back.Close(); err != nil {
 			errs = append(errs, err)
 		}
-		d.initiator.Release()
 		if d.remote != nil {
 			if err := d.remote.Close(); err != nil {
 				errs = append(errs, err)

@@ -23,7 +23,8 @@ type Initiator struct {
 	Host string // at most 63 UTF-16 units are sent
 	Name string // the attachment's name, "" for one that is not kept
 
-	lock *os.File
+	lock    *os.File
+	session string // where the session at the server is remembered, "" if the identity is not ours alone
 }
 
 // GUID formats ID the usual way.
@@ -138,7 +139,9 @@ func AcquireInitiator(stateDir string, loc Location, name string, share bool) (*
 		_ = lock.Truncate(0)
 		_, _ = lock.WriteAt(fmt.Appendf(nil, "process %d\n", os.Getpid()), 0)
 	}
-	i.lock = lock
+	if i.lock = lock; lock != nil {
+		i.session = base + ".session"
+	}
 	return i, nil
 }
 

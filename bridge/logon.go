@@ -20,6 +20,18 @@ type logon struct {
 
 // run is the Logon of link.SMB. Errors are *Error with a sentence for the user.
 func (g *logon) run(ctx context.Context, c *client.Conn, so client.SessionOptions) (*client.Session, error) {
+	last := g.o.last
+	if last != nil && so.Previous == 0 {
+		so.Previous = last.previous(c.Info())
+	}
+	s, err := g.session(ctx, c, so)
+	if err == nil && last != nil {
+		last.keep(c.Info(), s.ID())
+	}
+	return s, err
+}
+
+func (g *logon) session(ctx context.Context, c *client.Conn, so client.SessionOptions) (*client.Session, error) {
 	if g.o.Kerberos.On {
 		return g.byKerberos(ctx, c, so)
 	}

@@ -26,17 +26,28 @@ func Open(ctx context.Context, loc Location, o Options) (_ *Disk, err error) {
 	if loc.Path == "" {
 		return nil, Usagef("%s names no file; give smb://user@host/share/disk.vhdx", loc)
 	}
+	var who *Initiator
+	if o.Mode != ModeFile {
+		if who, err = o.initiator(loc); err != nil {
+			return nil, err
+		}
+		if who.session != "" {
+			o.last = &previousSession{who.session, o.logger()}
+		}
+	}
 	r, err := Connect(ctx, loc, o)
 	if err != nil {
+		who.Release()
 		return nil, err
 	}
+	r.who = who // also of an image that is opened as a file: nobody else may end this session in its name
 	defer func() {
 		if err != nil {
 			_ = r.Close()
 		}
 	}()
 	if o.Mode != ModeFile {
-		d, err := r.openShared(ctx, o)
+		d, err := r.openShared(ctx, o, who)
 		if err == nil {
 			return d, nil
 		}
@@ -52,17 +63,8 @@ func Open(ctx context.Context, loc Location, o Options) (_ *Disk, err error) {
 	return r.openImage(ctx, o)
 }
 
-// openShared opens the file as a shared disk.
-func (r *Remote) openShared(ctx context.Context, o Options) (_ *Disk, err error) {
-	who, err := o.initiator(r.loc)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			who.Release()
-		}
-	}()
+// openShared opens the file as a shared disk, for who.
+func (r *Remote) openShared(ctx context.Context, o Options, who *Initiator) (*Disk, error) {
 	conn, _, _ := r.parts()
 	n := conn.Info()
 	var opened *link.File // the last one

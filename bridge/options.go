@@ -46,6 +46,8 @@ type Options struct {
 
 	Logger *slog.Logger // nil = silent
 
+	last *previousSession // set by Open for an initiator that is kept
+
 	pulse time.Duration // how often the server is asked for a sign of life; 0 = usual; for tests
 }
 

@@ -27,6 +27,8 @@ type Remote struct {
 	loc     Location
 	link    *link.Link
 	onLoss  link.Policy
+	last    *previousSession
+	who     *Initiator // released when the session has ended; may be nil
 	addrs   []string
 	capture *pcap.Writer
 
@@ -42,7 +44,7 @@ func Connect(ctx context.Context, loc Location, o Options) (_ *Remote, err error
 	if loc.Share == "" {
 		return nil, Usagef("%s names no share; give smb://user@host/share/…", loc)
 	}
-	r := &Remote{loc: loc, onLoss: o.OnLoss, addrs: append([]string{loc.Addr()}, o.ServerAddresses...)}
+	r := &Remote{loc: loc, onLoss: o.OnLoss, last: o.last, addrs: append([]string{loc.Addr()}, o.ServerAddresses...)}
 	defer func() {
 		if err != nil {
 			_ = r.Close()
@@ -141,8 +143,11 @@ func (r *Remote) Close() error {
 		if r.link != nil {
 			if err := r.link.Close(); err != nil {
 				r.err = fmt.Errorf("end the connection to %s: %w", r.loc.Host, err)
+			} else if r.last != nil {
+				r.last.forget()
 			}
 		}
+		r.who.Release()
 		if r.capture != nil {
 			if err := r.capture.Close(); err != nil {
 				r.err = errors.Join(r.err, fmt.Errorf("capture file: %w", err))
