@@ -58,9 +58,10 @@ func (n *reservations) wasDone(action scsi.PROutAction, t scsi.PRType, key, acti
 		if n.registered == (actionKey != 0) && n.key == actionKey {
 			return true, nil
 		}
-		if action == scsi.PRRegisterAndIgnore || n.registered && n.key == key || !n.registered && key == 0 {
+		if n.registered && (action == scsi.PRRegisterAndIgnore || n.key == key) {
 			return false, nil
 		}
+		// No registration: it was never made, or made and taken away, and to come back after that would undo a fencing.
 	case scsi.PRReserve:
 		return false, nil // who holds it may reserve it again, others meet the same conflict as before. SPC-4 5.13.9
 	case scsi.PRRelease:
