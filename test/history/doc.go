@@ -8,6 +8,6 @@
 // The disk is judged in cells, a few neighbouring sectors each, so that the atomicity of multi-sector requests is judged too. The reservations belong to
 // every cell's history. An operation whose outcome is unknown may have happened at any time after its call, sector by sector, or never.
 //
-// `go test ./test/history` runs for about 12 seconds; VDBRIDGE_SOAK=10m makes it a long run. The seed is printed; VDBRIDGE_SEED=n repeats its decisions (not the
+// `go test ./test/history` runs for about 12 seconds; VDBRIDGE_SOAK=10m makes it a long run, which draws its seed. The seed is printed; VDBRIDGE_SEED=n repeats its decisions (not the
 // scheduling).
 package history
